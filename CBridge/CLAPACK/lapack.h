@@ -1,0 +1,43 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+//
+// The Fortran LAPACK and BLAS routines that the CPU backend calls, as OpenBLAS exports them (LP64, column-major).
+// Debian's build has no lapacke.h. Each CHARACTER argument adds a hidden length at the end of the list.
+#ifndef LOWRANK_CLAPACK_H
+#define LOWRANK_CLAPACK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+void sgeqrf_(const int32_t *m, const int32_t *n, float *a, const int32_t *lda, float *tau, float *work,
+             const int32_t *lwork, int32_t *info);
+void dgeqrf_(const int32_t *m, const int32_t *n, double *a, const int32_t *lda, double *tau, double *work,
+             const int32_t *lwork, int32_t *info);
+void sorgqr_(const int32_t *m, const int32_t *n, const int32_t *k, float *a, const int32_t *lda, const float *tau,
+             float *work, const int32_t *lwork, int32_t *info);
+void dorgqr_(const int32_t *m, const int32_t *n, const int32_t *k, double *a, const int32_t *lda, const double *tau,
+             double *work, const int32_t *lwork, int32_t *info);
+
+void sgetrf_(const int32_t *m, const int32_t *n, float *a, const int32_t *lda, int32_t *ipiv, int32_t *info);
+void dgetrf_(const int32_t *m, const int32_t *n, double *a, const int32_t *lda, int32_t *ipiv, int32_t *info);
+
+void strsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int32_t *m,
+            const int32_t *n, const float *alpha, const float *a, const int32_t *lda, float *b, const int32_t *ldb,
+            size_t side_length, size_t uplo_length, size_t transa_length, size_t diag_length);
+void dtrsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int32_t *m,
+            const int32_t *n, const double *alpha, const double *a, const int32_t *lda, double *b, const int32_t *ldb,
+            size_t side_length, size_t uplo_length, size_t transa_length, size_t diag_length);
+
+void sgesdd_(const char *jobz, const int32_t *m, const int32_t *n, float *a, const int32_t *lda, float *s, float *u,
+             const int32_t *ldu, float *vt, const int32_t *ldvt, float *work, const int32_t *lwork, int32_t *iwork,
+             int32_t *info, size_t jobz_length);
+void dgesdd_(const char *jobz, const int32_t *m, const int32_t *n, double *a, const int32_t *lda, double *s, double *u,
+             const int32_t *ldu, double *vt, const int32_t *ldvt, double *work, const int32_t *lwork, int32_t *iwork,
+             int32_t *info, size_t jobz_length);
+
+// OpenBLAS's own controls.
+int openblas_get_num_threads(void);
+void openblas_set_num_threads(int count);
+char *openblas_get_config(void);
+char *openblas_get_corename(void);
+
+#endif

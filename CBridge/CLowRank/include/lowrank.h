@@ -1,0 +1,130 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+//
+// The C ABI of lowrank_swift. Written by hand: Swift implements exactly these declarations.
+//
+// Shapes: weight W [m, n] = [out, in]; up B [m, r]; core C none (NULL), [r] (diagonal) or [r, r]; down A [r, n].
+// Every adapter is  delta W = scale * B C A,  y = x W^T + scale * ((x A^T) C^T) B^T.
+//
+// Rules for all functions
+// - Tensors are borrowed for the call. Any strides, offsets and orders are accepted; dtype float32, float64, bfloat16 or
+//   float16; device CPU. The caller promises that outputs are writable memory and distinct from the inputs; what overlaps
+//   is refused (LR_STATUS_OVERLAP).
+// - The result is a status; LR_STATUS_OK is 0. After a failure lr_last_error_message() on the same thread says which
+//   argument, what was expected and what came. Tensors that were to be changed in place are unchanged after a failure;
+//   pure outputs are unspecified.
+// - Products accumulate in float32, or in float64 where an operand is float64. Results do not depend on the number of
+//   threads. All functions may be called from several threads at once.
+#ifndef LOWRANK_H
+#define LOWRANK_H
+
+#include <stdint.h>
+
+#include "dlpack.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef int32_t lr_status_t;
+
+enum {
+  LR_STATUS_OK = 0,
+  LR_STATUS_INVALID_SHAPE = 1,
+  LR_STATUS_INVALID_ARGUMENT = 2,
+  LR_STATUS_NON_FINITE = 3,
+  LR_STATUS_READ_ONLY = 4,
+  LR_STATUS_OVERLAP = 5,
+  LR_STATUS_UNSUPPORTED_DTYPE = 6,
+  LR_STATUS_UNSUPPORTED_DEVICE = 7,
+  LR_STATUS_BACKEND_UNAVAILABLE = 8,
+  LR_STATUS_NUMERICAL_FAILURE = 9,
+  LR_STATUS_OUT_OF_MEMORY = 10,
+  LR_STATUS_INTERNAL = 11
+};
+
+/// Version of this interface: major changes with a layout or a meaning, minor with an addition.
+#define LR_ABI_VERSION_MAJOR 0
+#define LR_ABI_VERSION_MINOR 1
+int32_t lr_abi_version_major(void);
+int32_t lr_abi_version_minor(void);
+
+/// Text of the last failure on this thread; "" before the first. Valid until the thread's next failure.
+const char *lr_last_error_message(void);
+
+/// JSON object: version, instruction set, BLAS build string, threads and the thread team in use.
+/// Valid until this thread's next call of this function.
+const char *lr_config(void);
+
+/// Number of threads for the calls that follow, in all threads of the process; 0 returns to the default
+/// (the OpenMP team's size where one is borrowed, else OMP_NUM_THREADS, else the processors this process may use).
+/// INVALID_ARGUMENT below 0 or above 4096.
+lr_status_t lr_set_num_threads(int32_t count);
+int32_t lr_get_num_threads(void);
+
+/// Checks that `weight` is a matrix that the factorisations accept and that 1 <= rank <= min(m, n); touches no data.
+/// The same checks open every factorisation. UNSUPPORTED_DEVICE, UNSUPPORTED_DTYPE, INVALID_SHAPE, INVALID_ARGUMENT.
+lr_status_t lr_check_weight(const DLTensor *weight, int64_t rank);
+
+/// Truncated QR (Householder, LAPACK's signs): the first `rank` columns of Q [m, r] and rows of R [r, n] of W = Q R.
+/// NON_FINITE if W holds a NaN or an infinity; NUMERICAL_FAILURE where finite entries overflow on the way.
+lr_status_t lr_qr(const DLTensor *weight, int64_t rank, DLTensor *out_q, DLTensor *out_r);
+
+/// Truncated LDU with row pivoting, W[perm, :] = L D U: L [m, r] unit lower, D [r], U [r, n] unit upper, perm [m] int64.
+/// A pivot of at most eps * max|W[:, :r]| counts as zero: D_i = 0 and row i of U is the unit row e_i.
+/// NON_FINITE only for entries of the first r columns or of the r pivot rows.
+lr_status_t lr_ldu(const DLTensor *weight, int64_t rank, DLTensor *out_l, DLTensor *out_d, DLTensor *out_u,
+                   DLTensor *out_perm);
+
+/// Truncated SVD: U [m, r], S [r] descending, Vh [r, n]; ||W v - s u|| and ||W^T u - s v|| at most tol * S[0] for each
+/// triplet (tol is raised to 10 eps of the working precision). The entry of largest magnitude in each column of U is
+/// positive. `out_passes` (may be NULL): products of W or W^T with a block.
+/// NON_FINITE, INVALID_ARGUMENT (tol), NUMERICAL_FAILURE (no convergence, with the residual reached).
+lr_status_t lr_svd(const DLTensor *weight, int64_t rank, double tol, uint64_t seed, DLTensor *out_u, DLTensor *out_s,
+                   DLTensor *out_vh, int64_t *out_passes);
+
+/// What only some initialisers read; NULL in its place means these defaults.
+typedef struct lr_initialize_options {
+  double tol;            ///< SVD tolerance, default 1e-4. lamda, pissa.
+  uint64_t seed;         ///< Default 0. lamda, pissa, loldu with a random diagonal.
+  const char *diagonal;  ///< loldu: "ldu" (default, or NULL), "ones", "zeros", "mean", "uniform", "normal".
+} lr_initialize_options_t;
+
+/// Starting factors of a method: "olora" (no core), "loldu" (core [r]), "lamda" (core [r, r]), "pissa" (no core).
+/// With `in_place` nonzero, W becomes the residual W - scale * B C A, from the factors as stored in the outputs, and only
+/// after they are complete and finite. `scale` is finite. INVALID_ARGUMENT for an unknown method or option; otherwise as
+/// the factorisation used. A factor that does not fit a 16-bit output is NUMERICAL_FAILURE.
+lr_status_t lr_initialize(const char *method, DLTensor *weight, int64_t rank, double scale,
+                          const lr_initialize_options_t *options, int32_t in_place, DLTensor *out_up, DLTensor *out_core,
+                          DLTensor *out_down);
+
+/// out += scale * ((x A^T) C^T) B^T and out_h = x A^T. x [T, n], out [T, m], out_h [T, r]; T may be 0. core may be NULL.
+lr_status_t lr_adapter_forward(const DLTensor *x, const DLTensor *down, const DLTensor *core, const DLTensor *up,
+                               double scale, DLTensor *out, DLTensor *out_h);
+
+/// Gradients of the forward for the upstream gradient `grad` [T, m]. An output that is NULL is not computed.
+/// out_x [T, n] is added to; out_down [r, n], out_core (core's shape) and out_up [m, r] are overwritten. The first
+/// `frozen_columns` columns of out_up are set to zero and not computed. `x` is needed for out_down alone, else NULL.
+lr_status_t lr_adapter_backward(const DLTensor *grad, const DLTensor *x, const DLTensor *h, const DLTensor *down,
+                                const DLTensor *core, const DLTensor *up, double scale, int64_t frozen_columns,
+                                DLTensor *out_x, DLTensor *out_down, DLTensor *out_core, DLTensor *out_up);
+
+/// out = B C - start: the one [m, r] matrix by which an adapter with a frozen A differs from its start B0 C0.
+/// `core` may be NULL (identity); `start` [m, r] may be NULL (zero).
+lr_status_t lr_effective_up(const DLTensor *up, const DLTensor *core, const DLTensor *start, DLTensor *out);
+
+/// Gradients of lr_effective_up for `grad` [m, r]: out_up = grad C^T (its first `frozen_columns` columns zero and not
+/// computed), out_core = B^T grad (its diagonal for a diagonal core). An output that is NULL is not computed.
+lr_status_t lr_effective_up_backward(const DLTensor *grad, const DLTensor *up, const DLTensor *core,
+                                     int64_t frozen_columns, DLTensor *out_up, DLTensor *out_core);
+
+/// W += scale * B C A. NON_FINITE, before any write, where a factor holds a NaN or an infinity.
+lr_status_t lr_merge(DLTensor *weight, const DLTensor *down, const DLTensor *core, const DLTensor *up, double scale);
+
+/// For tests of callers: fails with `status` and a message, or succeeds for LR_STATUS_OK.
+lr_status_t lr_test_status(lr_status_t status);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

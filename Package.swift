@@ -1,0 +1,56 @@
+// swift-tools-version: 6.2
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import PackageDescription
+
+// The Python extension needs Python.h, so it is part of the package only when setup.py names its folder.
+let pythonInclude = Context.environment["LOWRANK_PYTHON_INCLUDE"]
+
+/// A folder of C declarations under CBridge.
+func bridge(_ name: String, dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, path: "CBridge/\(name)")
+}
+
+// Kernels stay optimised in debug builds: they hold raw pointers and SIMD only, and tests would crawl otherwise.
+let kernelFlags: [String] = ["-Ounchecked"]
+
+#if arch(x86_64)
+let wideKernels: [Target] = [
+    .target(
+        name: "SIMDKernelsAVX2",
+        swiftSettings: [.define("LOWRANK_AVX2"), .unsafeFlags(kernelFlags + ["-Xcc", "-mavx2", "-Xcc", "-mfma", "-Xcc", "-mf16c"])])
+]
+let baselineDefines: [SwiftSetting] = [.define("LOWRANK_BASELINE")]
+#else
+let wideKernels: [Target] = []
+let baselineDefines: [SwiftSetting] = []
+#endif
+
+var products: [Product] = [.library(name: "LowRank", targets: ["LowRank"])]
+var targets: [Target] = [
+    bridge("CDLPack"),
+    bridge("CLowRank", dependencies: ["CDLPack"]),
+    bridge("CPUFeatures"),
+    .systemLibrary(
+        name: "CLAPACK", path: "CBridge/CLAPACK", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
+
+    .target(name: "SIMDKernels", swiftSettings: baselineDefines + [.unsafeFlags(kernelFlags)]),
+    .target(name: "LowRankCore"),
+    .target(
+        name: "LowRankBackends",
+        dependencies: ["LowRankCore", "SIMDKernels", "CLAPACK", "CPUFeatures"]
+            + wideKernels.map { .byName(name: $0.name) }),
+    .target(name: "LowRankFactorizations", dependencies: ["LowRankBackends", "LowRankCore"]),
+    .target(name: "LowRankAdapters", dependencies: ["LowRankFactorizations", "LowRankBackends", "LowRankCore"]),
+    .target(name: "LowRank", dependencies: ["LowRankAdapters", "LowRankFactorizations", "LowRankBackends", "LowRankCore"]),
+    .target(name: "LowRankABI", dependencies: ["LowRank", "CLowRank"]),
+] + wideKernels
+
+if let pythonInclude {
+    products.append(.library(name: "_native", type: .dynamic, targets: ["PythonExtension", "LowRankABI"]))
+    targets.append(
+        .target(
+            name: "PythonExtension", dependencies: ["CLowRank"], path: "CBridge/PythonExtension",
+            cSettings: [.unsafeFlags(["-I", pythonInclude])]))
+}
+
+let package = Package(name: "lowrank_swift", products: products, targets: targets)

@@ -1,0 +1,130 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CLowRank
+import LowRank
+
+@c @implementation
+public func lr_initialize(
+    _ method: UnsafePointer<CChar>?, _ weight: UnsafeMutablePointer<DLTensor>?, _ rank: Int64, _ scale: Double,
+    _ options: UnsafePointer<lr_initialize_options_t>?, _ in_place: Int32, _ out_up: UnsafeMutablePointer<DLTensor>?,
+    _ out_core: UnsafeMutablePointer<DLTensor>?, _ out_down: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        guard let method else {
+            throw .invalidArgument(argument: "method", expected: "a name", got: "a null pointer")
+        }
+        let initializer = try Initializers.named(String(cString: method))
+        let (weight, rank) = try checkedWeight(weight, rank)
+        let up = try Tensor(out_up, "up")
+        let core = try Tensor.core(out_core)
+        let down = try Tensor(out_down, "down")
+        try requireSeparate(outputs: [up, core, down], inputs: [weight])
+        if in_place != 0 { try requireSeparate(outputs: [weight]) }
+        let target = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
+        try initializer.initialize(
+            weight.view, rank: rank, into: target, inPlace: in_place != 0, options: InitializerOptions(options),
+            on: CPUBackend.shared)
+    }
+}
+
+extension InitializerOptions {
+    init(_ options: UnsafePointer<lr_initialize_options_t>?) throws(LowRankError) {
+        self.init()
+        guard let options = options?.pointee else { return }
+        tolerance = options.tol
+        seed = options.seed
+        guard let name = options.diagonal.map({ String(cString: $0) }) else { return }
+        guard let diagonal = LoLDU.StartingDiagonal(rawValue: name) else {
+            let names = LoLDU.StartingDiagonal.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", ")
+            throw .invalidArgument(argument: "diagonal", expected: "one of \(names)", got: "\"\(name)\"")
+        }
+        self.diagonal = diagonal
+    }
+}
+
+@c @implementation
+public func lr_adapter_forward(
+    _ x: UnsafePointer<DLTensor>?, _ down: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?,
+    _ up: UnsafePointer<DLTensor>?, _ scale: Double, _ out: UnsafeMutablePointer<DLTensor>?,
+    _ out_h: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let x = try Tensor(x, "x")
+        let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
+        let out = try Tensor(out, "out")
+        let h = try Tensor(out_h, "out_h")
+        try requireSeparate(outputs: [out, h], inputs: [x, down, core, up])
+        let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
+        try factors.addForward(x.view, to: out.view, keeping: h.view, on: CPUBackend.shared)
+    }
+}
+
+@c @implementation
+public func lr_adapter_backward(
+    _ grad: UnsafePointer<DLTensor>?, _ x: UnsafePointer<DLTensor>?, _ h: UnsafePointer<DLTensor>?,
+    _ down: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?, _ up: UnsafePointer<DLTensor>?,
+    _ scale: Double, _ frozen_columns: Int64, _ out_x: UnsafeMutablePointer<DLTensor>?,
+    _ out_down: UnsafeMutablePointer<DLTensor>?, _ out_core: UnsafeMutablePointer<DLTensor>?,
+    _ out_up: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let grad = try Tensor(grad, "grad")
+        let x = try Tensor.optional(x, "x")
+        let h = try Tensor(h, "h")
+        let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
+        let dx = try Tensor.optional(out_x, "out_x")
+        let dDown = try Tensor.optional(out_down, "out_down")
+        let dCore = try Tensor.core(out_core, "out_core")
+        let dUp = try Tensor.optional(out_up, "out_up")
+        try requireSeparate(outputs: [dx, dDown, dCore, dUp], inputs: [grad, x, h, down, core, up])
+        let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
+        let gradients = Gradients(
+            x: dx?.view, down: dDown?.view, core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
+        try factors.backward(grad.view, x: x?.view, h: h.view, into: gradients, on: CPUBackend.shared)
+    }
+}
+
+@c @implementation
+public func lr_effective_up(
+    _ up: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?, _ start: UnsafePointer<DLTensor>?,
+    _ out: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let (up, core) = (try Tensor(up, "up"), try Tensor.core(core))
+        let start = try Tensor.optional(start, "start")
+        let out = try Tensor(out, "out")
+        try requireSeparate(outputs: [out], inputs: [up, core, start])
+        let effective = try EffectiveUp(up: up.view, core: Core(core))
+        try effective.write(minus: start?.view, to: out.view, on: CPUBackend.shared)
+    }
+}
+
+@c @implementation
+public func lr_effective_up_backward(
+    _ grad: UnsafePointer<DLTensor>?, _ up: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?,
+    _ frozen_columns: Int64, _ out_up: UnsafeMutablePointer<DLTensor>?, _ out_core: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let grad = try Tensor(grad, "grad")
+        let (up, core) = (try Tensor(up, "up"), try Tensor.core(core))
+        let dUp = try Tensor.optional(out_up, "out_up")
+        let dCore = try Tensor.core(out_core, "out_core")
+        try requireSeparate(outputs: [dUp, dCore], inputs: [grad, up, core])
+        let effective = try EffectiveUp(up: up.view, core: Core(core))
+        let gradients = Gradients(core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
+        try effective.backward(grad.view, into: gradients, on: CPUBackend.shared)
+    }
+}
+
+@c @implementation
+public func lr_merge(
+    _ weight: UnsafeMutablePointer<DLTensor>?, _ down: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?,
+    _ up: UnsafePointer<DLTensor>?, _ scale: Double
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let weight = try Tensor(weight, "weight")
+        let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
+        try requireSeparate(outputs: [weight], inputs: [down, core, up])
+        let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
+        try factors.merge(into: weight.view, on: CPUBackend.shared)
+    }
+}

@@ -1,0 +1,113 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import LowRankCore
+
+/// Where the gradients of an adapter go; what is nil is not computed.
+public struct Gradients {
+    /// `[T, n]`, added to.
+    public var x: MatrixView?
+    /// `[r, n]`, overwritten.
+    public var down: MatrixView?
+    /// The core's shape, overwritten.
+    public var core: MatrixView?
+    /// `[m, r]`, overwritten.
+    public var up: MatrixView?
+    /// The first columns of `up` that are frozen: set to zero, not computed.
+    public var frozenColumns: Int
+
+    public init(
+        x: MatrixView? = nil, down: MatrixView? = nil, core: MatrixView? = nil, up: MatrixView? = nil,
+        frozenColumns: Int = 0
+    ) {
+        self.x = x
+        self.down = down
+        self.core = core
+        self.up = up
+        self.frozenColumns = frozenColumns
+    }
+}
+
+extension Factors {
+    /// The gradients of ``addForward(_:to:keeping:on:)``.
+    ///
+    ///     p  = g B            dB  = s gᵀ (h Cᵀ)
+    ///     q  = s p C          dC  = s pᵀ h   (its diagonal for a diagonal core)
+    ///     dx += q A           dA  = qᵀ x
+    ///
+    /// - Parameters:
+    ///   - g: Upstream gradient `[T, m]`.
+    ///   - x: Activations `[T, n]`, needed for dA alone.
+    ///   - h: What the forward kept, `[T, r]`.
+    ///   - gradients: Which gradients, and where to.
+    /// - Throws: ``LowRankError/invalidShape(argument:expected:got:)``,
+    ///   ``LowRankError/invalidArgument(argument:expected:got:)`` where x is missing or frozenColumns out of range, `outOfMemory`.
+    ///
+    /// - Complexity: 2 T r m for p, the same for dB, 2 T r n each for dA and dx; workspace up to 3 T r.
+    public func backward(
+        _ g: MatrixView, x: MatrixView?, h: MatrixView, into gradients: Gradients, on backend: some Backend
+    ) throws(LowRankError) {
+        try requireShapes(g, x: x, h: h, gradients)
+        if let dUp = gradients.up {
+            let between = try core.transposeApplied(toRightOf: h, on: backend)
+            let trained = gradients.frozenColumns..<rank
+            backend.clear(dUp[columns: 0..<gradients.frozenColumns])
+            try backend.multiply(
+                alpha: scale, g.transposed, between.view[columns: trained], beta: 0, into: dUp[columns: trained])
+        }
+        if gradients.core == nil && gradients.down == nil && gradients.x == nil { return }
+        let p = try backend.product(g, up)
+        if let dCore = gradients.core { try writeCoreGradient(p.view, h: h, to: dCore, on: backend) }
+        if gradients.down == nil && gradients.x == nil { return }
+        let q = try core.applied(toRightOf: p.view, on: backend)
+        if let dDown = gradients.down, let x {
+            try backend.multiply(alpha: scale, q.view.transposed, x, beta: 0, into: dDown)
+        }
+        if let dx = gradients.x { try backend.multiply(alpha: scale, q.view, down, beta: 1, into: dx) }
+    }
+
+    private func writeCoreGradient(
+        _ p: MatrixView, h: MatrixView, to target: MatrixView, on backend: some Backend
+    ) throws(LowRankError) {
+        switch core {
+        case .identity: break
+        case .diagonal: backend.setValues(backend.columnDots(p, h).map { $0 * scale }, of: target)
+        case .square: try backend.multiply(alpha: scale, p.transposed, h, beta: 0, into: target)
+        }
+    }
+
+    private func requireShapes(
+        _ g: MatrixView, x: MatrixView?, h: MatrixView, _ gradients: Gradients
+    ) throws(LowRankError) {
+        try requireShape(g, g.rows, up.rows, "grad")
+        try requireShape(h, g.rows, rank, "h")
+        if let x { try requireShape(x, g.rows, down.columns, "x") }
+        if let dx = gradients.x { try requireShape(dx, g.rows, down.columns, "out_x") }
+        if let dDown = gradients.down {
+            try requireShape(dDown, rank, down.columns, "out_down")
+            if x == nil {
+                throw .invalidArgument(argument: "x", expected: "the activations, which the gradient of down needs", got: "none")
+            }
+        }
+        if let dUp = gradients.up { try requireShape(dUp, up.rows, rank, "out_up") }
+        if let dCore = gradients.core { try core.requireGradient(dCore) }
+        try requireFrozenColumns(gradients.frozenColumns, rank: rank)
+    }
+}
+
+extension Core {
+    /// Throws unless `gradient` has the core's shape.
+    func requireGradient(_ gradient: MatrixView) throws(LowRankError) {
+        guard let view else {
+            throw .invalidArgument(argument: "out_core", expected: "none for an adapter without a core", got: gradient.shape)
+        }
+        if gradient.rows * gradient.columns != view.rows * view.columns || (gradient.rows == 1) != (view.rows == 1) {
+            throw .invalidShape(argument: "out_core", expected: "shape \(view.shape)", got: gradient.shape)
+        }
+    }
+}
+
+func requireFrozenColumns(_ count: Int, rank: Int) throws(LowRankError) {
+    if count < 0 || count > rank {
+        throw .invalidArgument(argument: "frozen_columns", expected: "0 <= frozen_columns <= \(rank)", got: "\(count)")
+    }
+}

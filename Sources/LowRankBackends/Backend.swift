@@ -1,0 +1,97 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankCore
+
+/// All that an algorithm may ask of a device. The factorisations and adapters are written once against this.
+///
+/// Views may have any element type and strides unless a method says otherwise; operands of one product may differ in
+/// type. Products are summed in float64 where an operand is float64, else in float32 (``ScalarType/computeType``).
+/// Results do not depend on the number of threads. What is written must not overlap what is read.
+public protocol Backend: Sendable {
+    /// A new matrix with undefined contents.
+    func makeMatrix(rows: Int, columns: Int, type: ScalarType, order: StorageOrder) throws(LowRankError) -> Matrix
+
+    // MARK: Elementwise
+
+    /// `target = diag(rowFactors) source diag(columnFactors)`, converted to the target's type. Factors are vectors (one
+    /// row or one column) or nil for ones. Computed in float64 where any of the four is. The target may be the source.
+    func copy(
+        _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, to target: MatrixView
+    ) throws(LowRankError)
+
+    /// `target = source + beta * target`; exactly zero for equal numbers and beta = -1.
+    func accumulate(_ source: MatrixView, beta: Double, into target: MatrixView) throws(LowRankError)
+
+    /// `target[i, :] = source[indices[i], :]`.
+    func gatherRows(_ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView) throws(LowRankError)
+
+    /// `target[indices[i], :] = source[i, :]`.
+    func scatterRows(_ source: MatrixView, to indices: [Int], of target: MatrixView) throws(LowRankError)
+
+    /// Fills with zeros.
+    func clear(_ target: MatrixView)
+
+    /// Element (i, j) becomes number `i * columns + j` of a uniform stream in (-1, 1).
+    func fillUniform(_ target: MatrixView, from stream: RandomStream)
+
+    /// The elements of a vector, read by the host.
+    func values(of vector: MatrixView) -> [Double]
+
+    /// Writes a vector's elements from the host.
+    func setValues(_ values: [Double], of vector: MatrixView)
+
+    // MARK: Reductions
+
+    /// Largest magnitude, or NaN where an element is not finite.
+    func maxMagnitude(of source: MatrixView) -> Double
+
+    /// The first element, in row order, that is a NaN or infinite.
+    func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)?
+
+    /// For each column j the sum over i of `a[i, j] * b[i, j]`, in float64.
+    func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double]
+
+    // MARK: Products
+
+    /// `c = alpha * a b + beta * c`. c is not read where beta is 0.
+    func multiply(
+        alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+    ) throws(LowRankError)
+
+    // MARK: Factorisations of column-major panels of float32 or float64
+
+    /// Householder QR with LAPACK's signs: `panel` [m, r], m >= r, becomes Q; `triangle` [r, r] receives R with exact
+    /// zeros below its diagonal.
+    func factorQR(_ panel: Matrix, triangle: MatrixView) throws(LowRankError)
+
+    /// LU with partial pivoting: `panel` [m, r], m >= r, holds L below and U on and above the diagonal.
+    /// - Returns: the permutation p with panel[p, :] = L U; all m rows.
+    func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int]
+
+    /// `right = L^-1 right` for the unit lower triangle of the first rows of `panel`; `right` is row-major.
+    func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError)
+
+    /// Thin SVD of a column-major matrix, which is destroyed. u [m, k] and vh [k, n] are column-major, k = min(m, n).
+    func factorSVD(_ matrix: Matrix) throws(LowRankError) -> (u: Matrix, s: [Double], vh: Matrix)
+}
+
+extension Backend {
+    /// `target = source`, converted to the target's type.
+    public func copy(_ source: MatrixView, to target: MatrixView) throws(LowRankError) {
+        try copy(source, rowFactors: nil, columnFactors: nil, to: target)
+    }
+
+    /// `a b` as a new matrix of the compute type.
+    public func product(
+        _ a: MatrixView, _ b: MatrixView, order: StorageOrder = .rowMajor
+    ) throws(LowRankError) -> Matrix {
+        let type = computeType(a, b)
+        let c = try makeMatrix(rows: a.rows, columns: b.columns, type: type, order: order)
+        try multiply(alpha: 1, a, b, beta: 0, into: c.view)
+        return c
+    }
+
+    /// float64 where one of the views is, else float32.
+    public func computeType(_ views: MatrixView...) -> ScalarType {
+        views.contains { $0.type == .float64 } ? .float64 : .float32
+    }
+}

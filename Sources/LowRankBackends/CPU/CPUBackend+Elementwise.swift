@@ -1,0 +1,159 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import Glibc
+import LowRankCore
+
+extension CPUBackend {
+    public func copy(
+        _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, to target: MatrixView
+    ) throws(LowRankError) {
+        try combine(source, rowFactors: rowFactors, columnFactors: columnFactors, beta: 0, into: target)
+    }
+
+    public func accumulate(_ source: MatrixView, beta: Double, into target: MatrixView) throws(LowRankError) {
+        try combine(source, rowFactors: nil, columnFactors: nil, beta: beta, into: target)
+    }
+
+    /// `target = diag(rowFactors) source diag(columnFactors) + beta * target`.
+    private func combine(
+        _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, beta: Double, into target: MatrixView
+    ) throws(LowRankError) {
+        precondition(source.rows == target.rows && source.columns == target.columns, "shapes of a copy")
+        // The inner loop runs along the target's lines.
+        if target.columnStride != 1 && target.rowStride == 1 {
+            return try combine(
+                source.transposed, rowFactors: columnFactors, columnFactors: rowFactors, beta: beta,
+                into: target.transposed)
+        }
+        let inFloat64 =
+            source.type == .float64 || target.type == .float64 || rowFactors?.type == .float64
+            || columnFactors?.type == .float64
+        let type: ScalarType = inFloat64 ? .float64 : .float32
+        let rowLine = try rowFactors.map { (view) throws(LowRankError) in try line(view, type: type) }
+        defer { free(rowLine) }
+        let columnLine = try columnFactors.map { (view) throws(LowRankError) in try line(view, type: type) }
+        defer { free(columnLine) }
+
+        let blockRows = 64
+        let blocks = (source.rows + blockRows - 1) / blockRows
+        let isSmall = source.rows * source.columns < 1 << 15
+        parallelFor(blocks, threads: isSmall ? 1 : threads) { block, _ in
+            let first = block * blockRows
+            let from = source[rows: first..<min(first + blockRows, source.rows)]
+            let to = target[rows: first..<(first + from.rows)]
+            if inFloat64 {
+                kernels.copyScaledFloat64(
+                    from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
+                    rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self) + first) },
+                    columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self)) }, beta,
+                    to.address, to.type.rawValue, to.rowStride, to.columnStride)
+            } else {
+                kernels.copyScaledFloat32(
+                    from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
+                    rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self) + first) },
+                    columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self)) }, beta,
+                    to.address, to.type.rawValue, to.rowStride, to.columnStride)
+            }
+        }
+    }
+
+    /// A vector's elements, contiguous and of the compute type. The caller frees them.
+    private func line(_ vector: MatrixView, type: ScalarType) throws(LowRankError) -> UnsafeMutableRawPointer {
+        let vector = vector.rows == 1 ? vector : vector.transposed
+        let memory = try allocate(elements: vector.columns, type: type)
+        let target = MatrixView(
+            address: memory, type: type, rows: 1, columns: vector.columns, rowStride: vector.columns, columnStride: 1)
+        do { try copy(vector, to: target) } catch {
+            free(memory)
+            throw error
+        }
+        return memory
+    }
+
+    public func gatherRows(
+        _ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView
+    ) throws(LowRankError) {
+        for (i, index) in indices.enumerated() {
+            try copy(source[rows: index..<(index + 1)], to: target[rows: i..<(i + 1)])
+        }
+    }
+
+    public func scatterRows(
+        _ source: MatrixView, to indices: [Int], of target: MatrixView
+    ) throws(LowRankError) {
+        for (i, index) in indices.enumerated() {
+            try copy(source[rows: i..<(i + 1)], to: target[rows: index..<(index + 1)])
+        }
+    }
+
+    public func clear(_ target: MatrixView) {
+        // All storage types write zero as zero bits.
+        let target = inMemoryOrder(target)
+        let size = target.type.size
+        for i in 0..<target.rows {
+            let line = target.address + i * target.rowStride * size
+            if target.columnStride == 1 {
+                memset(line, 0, target.columns * size)
+            } else {
+                for j in 0..<target.columns { memset(line + j * target.columnStride * size, 0, size) }
+            }
+        }
+    }
+
+    public func fillUniform(_ target: MatrixView, from stream: RandomStream) {
+        for i in 0..<target.rows {
+            let numbers = (0..<target.columns).map { stream.uniform(i * target.columns + $0) }
+            setValues(numbers, of: target[rows: i..<(i + 1)])
+        }
+    }
+
+    public func values(of vector: MatrixView) -> [Double] {
+        let vector = vector.rows == 1 ? vector : vector.transposed
+        return [Double](unsafeUninitializedCapacity: vector.columns) { buffer, count in
+            count = vector.columns
+            guard let target = buffer.baseAddress else { return }
+            kernels.copyScaledFloat64(
+                1, count, vector.address, vector.type.rawValue, vector.rowStride, vector.columnStride, nil, nil, 0,
+                target, ScalarType.float64.rawValue, count, 1)
+        }
+    }
+
+    public func setValues(_ values: [Double], of vector: MatrixView) {
+        let vector = vector.rows == 1 ? vector : vector.transposed
+        precondition(values.count == vector.columns, "length of a vector")
+        values.withUnsafeBufferPointer { buffer in
+            guard let source = buffer.baseAddress else { return }
+            kernels.copyScaledFloat64(
+                1, values.count, source, ScalarType.float64.rawValue, values.count, 1, nil, nil, 0,
+                vector.address, vector.type.rawValue, vector.rowStride, vector.columnStride)
+        }
+    }
+
+    public func maxMagnitude(of source: MatrixView) -> Double {
+        let source = inMemoryOrder(source)
+        return kernels.maxMagnitude(
+            source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride)
+    }
+
+    public func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? {
+        let position = kernels.firstNonFinite(
+            source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride)
+        return position < 0 ? nil : (position / source.columns, position % source.columns)
+    }
+
+    public func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] {
+        precondition(a.rows == b.rows && a.columns == b.columns, "shapes of a column product")
+        var sums = [Double](repeating: 0, count: a.columns)
+        sums.withUnsafeMutableBufferPointer { buffer in
+            guard let target = buffer.baseAddress else { return }
+            kernels.columnDots(
+                a.rows, a.columns, a.address, a.type.rawValue, a.rowStride, a.columnStride,
+                b.address, b.type.rawValue, b.rowStride, b.columnStride, target)
+        }
+        return sums
+    }
+
+    /// The view or its transpose, whichever has the shorter steps along its lines.
+    private func inMemoryOrder(_ view: MatrixView) -> MatrixView {
+        abs(view.columnStride) <= abs(view.rowStride) ? view : view.transposed
+    }
+}

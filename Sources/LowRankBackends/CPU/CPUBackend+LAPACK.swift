@@ -1,0 +1,153 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CLAPACK
+import Glibc
+import LowRankCore
+
+extension CPUBackend {
+    public func factorQR(_ panel: Matrix, triangle: MatrixView) throws(LowRankError) {
+        switch panel.view.type {
+        case .float64: try factorQR(panel, triangle, Double.self, dgeqrf_, dorgqr_)
+        default: try factorQR(panel, triangle, Float.self, sgeqrf_, sorgqr_)
+        }
+    }
+
+    private func factorQR<Scalar>(
+        _ panel: Matrix, _ triangle: MatrixView, _: Scalar.Type,
+        _ geqrf: (
+            UnsafePointer<Int32>, UnsafePointer<Int32>, UnsafeMutablePointer<Scalar>, UnsafePointer<Int32>,
+            UnsafeMutablePointer<Scalar>, UnsafeMutablePointer<Scalar>, UnsafePointer<Int32>, UnsafeMutablePointer<Int32>
+        ) -> Void,
+        _ orgqr: (
+            UnsafePointer<Int32>, UnsafePointer<Int32>, UnsafePointer<Int32>, UnsafeMutablePointer<Scalar>,
+            UnsafePointer<Int32>, UnsafePointer<Scalar>, UnsafeMutablePointer<Scalar>, UnsafePointer<Int32>,
+            UnsafeMutablePointer<Int32>
+        ) -> Void
+    ) throws(LowRankError) {
+        let (a, m, n) = try columnMajor(panel, Scalar.self)
+        precondition(m >= n && Int(n) == triangle.rows && triangle.rows == triangle.columns, "shapes of a QR panel")
+        // 64 columns at a time is LAPACK's own block; more workspace would not be used.
+        let workLength = n * 64
+        let memory = try allocate(bytes: (Int(n) + Int(workLength)) * MemoryLayout<Scalar>.stride)
+        defer { free(memory) }
+        let tau = memory.assumingMemoryBound(to: Scalar.self)
+        let work = tau + Int(n)
+        var info: Int32 = 0
+        OpenBLASThreads.single { geqrf([m], [n], a, [m], tau, work, [workLength], &info) }
+        try check(info, "geqrf")
+        clear(triangle)
+        for j in 0..<Int(n) {
+            try copy(panel.view[0..<(j + 1), j..<(j + 1)], to: triangle[0..<(j + 1), j..<(j + 1)])
+        }
+        OpenBLASThreads.single { orgqr([m], [n], [n], a, [m], tau, work, [workLength], &info) }
+        try check(info, "orgqr")
+    }
+
+    public func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int] {
+        let m = panel.rows
+        var pivots = [Int32](repeating: 0, count: panel.columns)
+        var info: Int32 = 0
+        switch panel.view.type {
+        case .float64:
+            let (a, rows, columns) = try columnMajor(panel, Double.self)
+            OpenBLASThreads.single { dgetrf_([rows], [columns], a, [rows], &pivots, &info) }
+        default:
+            let (a, rows, columns) = try columnMajor(panel, Float.self)
+            OpenBLASThreads.single { sgetrf_([rows], [columns], a, [rows], &pivots, &info) }
+        }
+        // A positive info names a zero pivot, which the caller sees on the diagonal.
+        try check(min(info, 0), "getrf")
+        var permutation = Array(0..<m)
+        for (i, pivot) in pivots.enumerated() { permutation.swapAt(i, Int(pivot) - 1) }
+        return permutation
+    }
+
+    public func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError) {
+        precondition(right.view.columnStride == 1 && right.rows <= panel.rows, "shapes of a triangular solve")
+        precondition(panel.view.type == right.view.type, "types of a triangular solve")
+        if right.view.isEmpty { return }
+        // Row-major X is column-major X^T, and L X = B is X^T L^T = B^T.
+        let n = try int32(right.columns)
+        let r = try int32(right.rows)
+        let leading = try int32(right.view.rowStride)
+        switch panel.view.type {
+        case .float64:
+            let (a, m, _) = try columnMajor(panel, Double.self)
+            let x = right.view.address.assumingMemoryBound(to: Double.self)
+            OpenBLASThreads.single { dtrsm_("R", "L", "T", "U", [n], [r], [1], a, [m], x, [leading], 1, 1, 1, 1) }
+        default:
+            let (a, m, _) = try columnMajor(panel, Float.self)
+            let x = right.view.address.assumingMemoryBound(to: Float.self)
+            OpenBLASThreads.single { strsm_("R", "L", "T", "U", [n], [r], [1], a, [m], x, [leading], 1, 1, 1, 1) }
+        }
+    }
+
+    public func factorSVD(_ matrix: Matrix) throws(LowRankError) -> (u: Matrix, s: [Double], vh: Matrix) {
+        switch matrix.view.type {
+        case .float64: try factorSVD(matrix, Double.self, dgesdd_) { Int($0) }
+        default: try factorSVD(matrix, Float.self, sgesdd_) { Int($0) }
+        }
+    }
+
+    private func factorSVD<Scalar>(
+        _ matrix: Matrix, _: Scalar.Type,
+        _ gesdd: (
+            UnsafePointer<CChar>, UnsafePointer<Int32>, UnsafePointer<Int32>, UnsafeMutablePointer<Scalar>,
+            UnsafePointer<Int32>, UnsafeMutablePointer<Scalar>, UnsafeMutablePointer<Scalar>, UnsafePointer<Int32>,
+            UnsafeMutablePointer<Scalar>, UnsafePointer<Int32>, UnsafeMutablePointer<Scalar>, UnsafePointer<Int32>,
+            UnsafeMutablePointer<Int32>, UnsafeMutablePointer<Int32>, Int
+        ) -> Void,
+        count: (Scalar) -> Int
+    ) throws(LowRankError) -> (u: Matrix, s: [Double], vh: Matrix) {
+        let (a, m, n) = try columnMajor(matrix, Scalar.self)
+        let k = min(m, n)
+        let type = matrix.view.type
+        let u = try makeMatrix(rows: Int(m), columns: Int(k), type: type, order: .columnMajor)
+        let vh = try makeMatrix(rows: Int(k), columns: Int(n), type: type, order: .columnMajor)
+        let s = try makeMatrix(rows: Int(k), columns: 1, type: type, order: .columnMajor)
+        let values = s.view.address.assumingMemoryBound(to: Scalar.self)
+        let left = u.view.address.assumingMemoryBound(to: Scalar.self)
+        let right = vh.view.address.assumingMemoryBound(to: Scalar.self)
+        var integers = [Int32](repeating: 0, count: 8 * Int(k))
+        var info: Int32 = 0
+        // A workspace length of -1 asks for the best one, which comes back as a floating-point number.
+        let query = try allocate(bytes: 64)
+        defer { free(query) }
+        let best = query.assumingMemoryBound(to: Scalar.self)
+        gesdd("S", [m], [n], a, [m], values, left, [m], right, [k], best, [-1], &integers, &info, 1)
+        try check(info, "gesdd")
+        // A float32 can't hold every integer; round up.
+        let length = count(best[0]) + count(best[0]) / (1 << 20) + 1
+        let workLength = try int32(length)
+        let memory = try allocate(bytes: length * MemoryLayout<Scalar>.stride)
+        defer { free(memory) }
+        let work = memory.assumingMemoryBound(to: Scalar.self)
+        OpenBLASThreads.single {
+            gesdd("S", [m], [n], a, [m], values, left, [m], right, [k], work, [workLength], &integers, &info, 1)
+        }
+        if info > 0 {
+            throw .numericalFailure(operation: "gesdd", reason: "the dense SVD did not converge (info \(info))")
+        }
+        try check(info, "gesdd")
+        return (u, self.values(of: s.view), vh)
+    }
+
+    /// LAPACK's view of an owned column-major matrix.
+    private func columnMajor<Scalar>(
+        _ matrix: Matrix, _: Scalar.Type
+    ) throws(LowRankError) -> (address: UnsafeMutablePointer<Scalar>, rows: Int32, columns: Int32) {
+        let view = matrix.view
+        precondition(view.rowStride == 1 && view.type.size == MemoryLayout<Scalar>.stride, "a column-major panel")
+        return (view.address.assumingMemoryBound(to: Scalar.self), try int32(view.rows), try int32(view.columns))
+    }
+
+    private func int32(_ value: Int) throws(LowRankError) -> Int32 {
+        guard let small = Int32(exactly: value) else {
+            throw .invalidShape(argument: "weight", expected: "dimensions below 2^31", got: "\(value)")
+        }
+        return small
+    }
+
+    private func check(_ info: Int32, _ routine: String) throws(LowRankError) {
+        if info != 0 { throw .internal("\(routine) refused argument \(-info)") }
+    }
+}

@@ -1,0 +1,31 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CLAPACK
+import LowRankCore
+
+extension CPUBackend {
+    /// Threads that a large operation which starts now runs on.
+    public static var threadCount: Int { ThreadTeam.threadCount }
+
+    /// Sets the number of threads for the whole process; 0 returns to the default: the OpenMP team's size where one is
+    /// borrowed, else OMP_NUM_THREADS, else the processors that the process may use.
+    public static func setThreadCount(_ count: Int) { ThreadTeam.setThreadCount(count) }
+
+    /// The largest number of threads that can be asked for.
+    public static var maxThreadCount: Int { ThreadTeam.maxThreadCount }
+
+    /// What runs here, as names and JSON values.
+    public static var configuration: [(name: String, json: String)] {
+        func quoted(_ text: String) -> String {
+            "\"" + text.map { $0 == "\"" || $0 == "\\" ? "\\\($0)" : "\($0)" }.joined() + "\""
+        }
+        let kernelNames = KernelTable.available.map { quoted($0.name) }.joined(separator: ", ")
+        return [
+            ("instruction_set", quoted(KernelTable.current.name)),
+            ("instruction_sets", "[\(kernelNames)]"),
+            ("blas", quoted(String(cString: openblas_get_config()))),
+            ("blas_core", quoted(String(cString: openblas_get_corename()))),
+            ("threads", "\(ThreadTeam.threadCount)"),
+            ("thread_team", quoted(ThreadTeam.current.rawValue)),
+        ]
+    }
+}

@@ -1,0 +1,87 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CPUFeatures
+import SIMDKernels
+
+#if arch(x86_64)
+    import SIMDKernelsAVX2
+#endif
+
+/// The kernels of one instruction set. Sizes and strides are in elements, types are ``ScalarType`` raw values.
+package struct KernelTable: Sendable {
+    package typealias Multiply = @Sendable (
+        _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+        _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+        _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+        _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
+        _ workspace: UnsafeMutableRawPointer
+    ) -> Void
+    package typealias CopyScaled<C> = @Sendable (
+        _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ sourceType: Int32, _ sourceRow: Int,
+        _ sourceColumn: Int, _ rowFactors: UnsafePointer<C>?, _ columnFactors: UnsafePointer<C>?, _ beta: Double,
+        _ target: UnsafeMutableRawPointer, _ targetType: Int32, _ targetRow: Int, _ targetColumn: Int
+    ) -> Void
+    package typealias Reduce<Result> = @Sendable (
+        _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ type: Int32, _ row: Int, _ column: Int
+    ) -> Result
+    package typealias ColumnDots = @Sendable (
+        _ rows: Int, _ columns: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+        _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ sums: UnsafeMutablePointer<Double>
+    ) -> Void
+
+    /// The name by which LOWRANK_ISA asks for it.
+    package let name: String
+    package var multiplyFloat32: Multiply
+    package var multiplyFloat64: Multiply
+    package var multiplyWorkspace: @Sendable (_ rows: Int, _ columns: Int) -> Int
+    package var copyScaledFloat32: CopyScaled<Float>
+    package var copyScaledFloat64: CopyScaled<Double>
+    package var maxMagnitude: Reduce<Double>
+    package var firstNonFinite: Reduce<Int>
+    package var columnDots: ColumnDots
+}
+
+extension KernelTable {
+    /// Element by element in float64: what the others are tested against.
+    package static let reference = KernelTable(
+        name: "reference",
+        multiplyFloat32: SIMDKernels.multiplyReference, multiplyFloat64: SIMDKernels.multiplyReference,
+        multiplyWorkspace: { _, _ in 0 },
+        copyScaledFloat32: SIMDKernels.copyScaledReferenceFloat32,
+        copyScaledFloat64: SIMDKernels.copyScaledReferenceFloat64,
+        maxMagnitude: SIMDKernels.maxMagnitudeReference, firstNonFinite: SIMDKernels.firstNonFiniteReference,
+        columnDots: SIMDKernels.columnDotsReference)
+
+    /// What every CPU of the architecture runs.
+    package static let baseline = KernelTable(
+        name: "baseline",
+        multiplyFloat32: SIMDKernels.multiplyFloat32, multiplyFloat64: SIMDKernels.multiplyFloat64,
+        multiplyWorkspace: SIMDKernels.multiplyWorkspace,
+        copyScaledFloat32: SIMDKernels.copyScaledFloat32, copyScaledFloat64: SIMDKernels.copyScaledFloat64,
+        maxMagnitude: SIMDKernels.maxMagnitude, firstNonFinite: SIMDKernels.firstNonFinite,
+        columnDots: SIMDKernels.columnDots)
+
+    #if arch(x86_64)
+        private static let avx2 = KernelTable(
+            name: "avx2",
+            multiplyFloat32: SIMDKernelsAVX2.multiplyFloat32, multiplyFloat64: SIMDKernelsAVX2.multiplyFloat64,
+            multiplyWorkspace: SIMDKernelsAVX2.multiplyWorkspace,
+            copyScaledFloat32: SIMDKernelsAVX2.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX2.copyScaledFloat64,
+            maxMagnitude: SIMDKernelsAVX2.maxMagnitude, firstNonFinite: SIMDKernelsAVX2.firstNonFinite,
+            columnDots: SIMDKernelsAVX2.columnDots)
+    #endif
+
+    /// The tables that this CPU runs, the best one last.
+    package static let available: [KernelTable] = {
+        var tables = [reference, baseline]
+        #if arch(x86_64)
+            if lr_cpu_has_avx2() { tables.append(avx2) }
+        #endif
+        return tables
+    }()
+
+    /// The table in use: the best one, or the one that LOWRANK_ISA names if this CPU runs it.
+    package static let current: KernelTable = {
+        let wanted = environmentVariable("LOWRANK_ISA")
+        return available.last { $0.name == wanted } ?? available[available.count - 1]
+    }()
+}

@@ -1,0 +1,91 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+
+/// A matrix in memory that somebody else owns: any element type, any strides (also zero or negative).
+///
+/// The view neither retains nor frees the memory, which must outlive it. Reading or writing it is up to the operation;
+/// each says which of its views it writes.
+public struct MatrixView {
+    /// Address of element [0, 0].
+    public let address: UnsafeMutableRawPointer
+    public let type: ScalarType
+    public let rows: Int
+    public let columns: Int
+    /// Distance between rows, in elements.
+    public let rowStride: Int
+    /// Distance between columns, in elements.
+    public let columnStride: Int
+
+    /// - Parameters:
+    ///   - address: Element [0, 0], aligned to the element's size.
+    ///   - rowStride, columnStride: In elements.
+    public init(
+        address: UnsafeMutableRawPointer, type: ScalarType, rows: Int, columns: Int, rowStride: Int, columnStride: Int
+    ) {
+        self.address = address
+        self.type = type
+        self.rows = rows
+        self.columns = columns
+        self.rowStride = rowStride
+        self.columnStride = columnStride
+    }
+
+    /// The same memory read with rows and columns exchanged.
+    public var transposed: MatrixView {
+        MatrixView(
+            address: address, type: type, rows: columns, columns: rows, rowStride: columnStride, columnStride: rowStride)
+    }
+
+    /// The same memory, `[row range, column range]`.
+    public subscript(rowRange: Range<Int>, columnRange: Range<Int>) -> MatrixView {
+        precondition(rowRange.lowerBound >= 0 && rowRange.upperBound <= rows, "row range outside the matrix")
+        precondition(columnRange.lowerBound >= 0 && columnRange.upperBound <= columns, "column range outside the matrix")
+        let offset = rowRange.lowerBound * rowStride + columnRange.lowerBound * columnStride
+        return MatrixView(
+            address: address + offset * type.size, type: type, rows: rowRange.count, columns: columnRange.count,
+            rowStride: rowStride, columnStride: columnStride)
+    }
+
+    /// All rows of a column range.
+    public subscript(columns columnRange: Range<Int>) -> MatrixView { self[0..<rows, columnRange] }
+
+    /// All columns of a row range.
+    public subscript(rows rowRange: Range<Int>) -> MatrixView { self[rowRange, 0..<columns] }
+
+    /// The diagonal as a `[min(rows, columns), 1]` view.
+    public var diagonal: MatrixView {
+        MatrixView(
+            address: address, type: type, rows: min(rows, columns), columns: 1, rowStride: rowStride + columnStride,
+            columnStride: 1)
+    }
+
+    public var isEmpty: Bool { rows == 0 || columns == 0 }
+
+    /// min(rows, columns), the largest rank a factorisation can have.
+    public var maxRank: Int { min(rows, columns) }
+
+    /// `[rows, columns]`, as messages show it.
+    public var shape: String { "[\(rows), \(columns)]" }
+}
+
+/// Which of the two strides is one.
+public enum StorageOrder: Sendable {
+    case rowMajor
+    case columnMajor
+}
+
+/// A matrix that owns its memory. Contents are undefined until written.
+public final class Matrix {
+    public let view: MatrixView
+    private let release: (UnsafeMutableRawPointer) -> Void
+
+    /// Takes over `view`'s memory; `release` is called with its address once nothing refers to the matrix.
+    package init(adopting view: MatrixView, release: @escaping (UnsafeMutableRawPointer) -> Void) {
+        self.view = view
+        self.release = release
+    }
+
+    deinit { release(view.address) }
+
+    public var rows: Int { view.rows }
+    public var columns: Int { view.columns }
+}

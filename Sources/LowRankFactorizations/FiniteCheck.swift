@@ -1,0 +1,35 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import LowRankCore
+
+/// Throws if one of the results is not finite: names the element of `weight` that is to blame, or says that finite
+/// elements overflowed on the way. The weight is searched only after a result was found spoiled.
+///
+/// - Parameter dependence: The parts of the weight that the results depend on, with their first row's and column's index.
+func requireFinite(
+    _ results: [MatrixView], of operation: String, on backend: some Backend,
+    dependingOn dependence: [(view: MatrixView, rowIndices: [Int]?)]
+) throws(LowRankError) {
+    guard results.contains(where: { backend.firstNonFinite(in: $0) != nil }) else { return }
+    var first: (row: Int, column: Int)?
+    for part in dependence {
+        guard var found = backend.firstNonFinite(in: part.view) else { continue }
+        if let indices = part.rowIndices { found.row = indices[found.row] }
+        if let earlier = first, (earlier.row, earlier.column) < (found.row, found.column) { continue }
+        first = found
+    }
+    if let first { throw .nonFinite(argument: "weight", row: first.row, column: first.column) }
+    throw .numericalFailure(
+        operation: operation, reason: "finite entries of the weight overflowed the working precision; scale the weight down")
+}
+
+/// Throws unless `1 <= rank <= min(rows, columns)`.
+func requireRank(_ rank: Int, of weight: MatrixView) throws(LowRankError) {
+    if weight.isEmpty {
+        throw .invalidShape(argument: "weight", expected: "a matrix with at least one entry", got: "shape \(weight.shape)")
+    }
+    if rank < 1 || rank > weight.maxRank {
+        throw .invalidArgument(
+            argument: "rank", expected: "1 <= rank <= min(m, n) = \(weight.maxRank)", got: "\(rank)")
+    }
+}

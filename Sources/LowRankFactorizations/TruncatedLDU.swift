@@ -1,0 +1,77 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import LowRankCore
+
+/// The leading part of `W[permutation, :] = L D U` with row pivoting.
+public struct TruncatedLDU {
+    /// L, `[m, rank]`, column-major, unit lower trapezoidal, entries of magnitude at most 1.
+    public let lower: Matrix
+    /// D's diagonal, `[rank, 1]`.
+    public let diagonal: Matrix
+    /// U, `[rank, n]`, row-major, unit upper trapezoidal.
+    public let upper: Matrix
+    /// Row `i` of the permuted weight is row `permutation[i]` of the weight; all m rows.
+    public let permutation: [Int]
+}
+
+extension TruncatedLDU {
+    /// Factors the leading `rank` columns by LU with partial pivoting; the other columns of U come from the `rank` pivot rows.
+    ///
+    /// No other entry of W is read. A pivot of at most `ε max|W[:, :rank]|` counts as zero: its D is 0 and its row of U
+    /// the unit row, so that `L D U` then need not equal W even at full rank.
+    ///
+    /// - Parameters:
+    ///   - weight: `[m, n]`, any type and strides. Read only.
+    ///   - rank: `1...min(m, n)`.
+    /// - Throws: ``LowRankError/invalidArgument(argument:expected:got:)`` for a rank out of range,
+    ///   ``LowRankError/nonFinite(argument:row:column:)`` for a NaN or infinity in the leading columns or in a pivot row,
+    ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow, `outOfMemory`.
+    ///
+    /// Accuracy: `‖W[p, :rank] − (L D U)[:, :rank]‖ <= c m ε g ‖W‖` with g the growth of partial pivoting. Entries of U are
+    /// quotients by pivots and can be large.
+    /// - Complexity: m rank² + n rank² operations; `rank (m + n)` entries of W are read; workspace (m + n) rank.
+    /// Source: Golub, Van Loan, Matrix Computations, 3.4; the starting factors of LoLDU (Shi et al. 2024, arXiv 2410.13618).
+    public init(of weight: MatrixView, rank: Int, on backend: some Backend) throws(LowRankError) {
+        try requireRank(rank, of: weight)
+        let type = weight.type.computeType
+        lower = try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor)
+        upper = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, order: .rowMajor)
+        diagonal = try backend.makeMatrix(rows: rank, columns: 1, type: type, order: .columnMajor)
+
+        let panel = weight[columns: 0..<rank]
+        try backend.copy(panel, to: lower.view)
+        let largest = backend.maxMagnitude(of: lower.view)
+        // An infinite pivot would divide its column to plausible zeros, so the panel is checked before it is factored.
+        if !largest.isFinite { try requireFinite([panel], of: "ldu", on: backend, dependingOn: [(panel, nil)]) }
+        permutation = try backend.factorLU(lower)
+
+        var pivots = backend.values(of: lower.view.diagonal)
+        let threshold = type.epsilon * largest
+        pivots = pivots.map { $0.magnitude <= threshold ? 0 : $0 }
+
+        // D U from the pivot rows, then U by division. L's rows above the diagonal still hold D U's leading block.
+        try backend.gatherRows(permutation[..<rank], of: weight, to: upper.view)
+        try backend.solveUnitLower(lower, upper)
+        let reciprocals = try backend.makeMatrix(rows: rank, columns: 1, type: .float64, order: .columnMajor)
+        backend.setValues(pivots.map { $0 == 0 ? 0 : 1 / $0 }, of: reciprocals.view)
+        try backend.copy(upper.view, rowFactors: reciprocals.view, columnFactors: nil, to: upper.view)
+        backend.setValues(pivots, of: diagonal.view)
+
+        try writeTriangles(pivots, on: backend)
+        let pivotRows = permutation[..<rank].sorted()
+        let dependence: [(MatrixView, [Int]?)] = [(panel, nil)] + pivotRows.map { (weight[rows: $0..<($0 + 1)], [$0]) }
+        try requireFinite([lower.view, upper.view, diagonal.view], of: "ldu", on: backend, dependingOn: dependence)
+    }
+
+    /// Exact zeros and ones where L and U have them.
+    private func writeTriangles(_ pivots: [Double], on backend: some Backend) throws(LowRankError) {
+        for (i, pivot) in pivots.enumerated() {
+            backend.clear(upper.view[i..<(i + 1), 0..<i])
+            if pivot == 0 { backend.clear(upper.view[rows: i..<(i + 1)]) }
+            backend.clear(lower.view[0..<i, i..<(i + 1)])
+        }
+        let ones = [Double](repeating: 1, count: pivots.count)
+        backend.setValues(ones, of: upper.view.diagonal)
+        backend.setValues(ones, of: lower.view.diagonal)
+    }
+}

@@ -1,0 +1,127 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+
+// The functions that other targets call: concrete, never inlined, so that no code of this instruction set leaves it.
+// Sizes and strides are in elements; storage types are the codes of StorageCode.
+
+/// Bytes of workspace for one `multiply` of a block of C of this size.
+@inline(never)
+public func multiplyWorkspace(rows: Int, columns: Int) -> Int {
+    max(
+        multiplyWorkspaceBytes(FloatVector.self, rows: rows, columns: columns),
+        multiplyWorkspaceBytes(DoubleVector.self, rows: rows, columns: columns))
+}
+
+/// `C = alpha * A B + beta * C`, computed in float32. A [rows, depth], B [depth, columns].
+@inline(never)
+public func multiplyFloat32(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+    _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
+    _ workspace: UnsafeMutableRawPointer
+) {
+    multiplyBlock(
+        FloatVector.self, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
+        a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
+        beta: Float(beta), c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+        computeType: StorageCode.float32)
+}
+
+/// `C = alpha * A B + beta * C`, computed in float64.
+@inline(never)
+public func multiplyFloat64(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+    _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
+    _ workspace: UnsafeMutableRawPointer
+) {
+    multiplyBlock(
+        DoubleVector.self, rows: rows, columns: columns, depth: depth, alpha: alpha,
+        a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
+        beta: beta, c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+        computeType: StorageCode.float64)
+}
+
+/// `target[i, j] = source[i, j] * rowFactors[i] * columnFactors[j] + beta * target[i, j]` in float32; NULL factors are 1.
+@inline(never)
+public func copyScaledFloat32(
+    _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ sourceType: Int32, _ sourceRow: Int, _ sourceColumn: Int,
+    _ rowFactors: UnsafePointer<Float>?, _ columnFactors: UnsafePointer<Float>?, _ beta: Double,
+    _ target: UnsafeMutableRawPointer, _ targetType: Int32, _ targetRow: Int, _ targetColumn: Int
+) {
+    copyScaled(
+        Float.self, rows: rows, columns: columns, source: source, sourceType: sourceType, sourceRow: sourceRow,
+        sourceColumn: sourceColumn, rowFactors: rowFactors, columnFactors: columnFactors, beta: Float(beta),
+        target: target, targetType: targetType, targetRow: targetRow, targetColumn: targetColumn)
+}
+
+/// `target[i, j] = source[i, j] * rowFactors[i] * columnFactors[j] + beta * target[i, j]` in float64; NULL factors are 1.
+@inline(never)
+public func copyScaledFloat64(
+    _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ sourceType: Int32, _ sourceRow: Int, _ sourceColumn: Int,
+    _ rowFactors: UnsafePointer<Double>?, _ columnFactors: UnsafePointer<Double>?, _ beta: Double,
+    _ target: UnsafeMutableRawPointer, _ targetType: Int32, _ targetRow: Int, _ targetColumn: Int
+) {
+    copyScaled(
+        Double.self, rows: rows, columns: columns, source: source, sourceType: sourceType, sourceRow: sourceRow,
+        sourceColumn: sourceColumn, rowFactors: rowFactors, columnFactors: columnFactors, beta: beta,
+        target: target, targetType: targetType, targetRow: targetRow, targetColumn: targetColumn)
+}
+
+/// Largest magnitude of a matrix, or NaN where an element is not finite.
+@inline(never)
+public func maxMagnitude(
+    _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ type: Int32, _ row: Int, _ column: Int
+) -> Double {
+    switch type {
+    case StorageCode.float32: maxMagnitude(Float.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.float64: maxMagnitude(Double.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.bfloat16:
+        maxMagnitude(BFloat16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    default: maxMagnitude(Float16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    }
+}
+
+/// Position `row * columns + column` of the first element that is not finite, or -1.
+@inline(never)
+public func firstNonFinite(
+    _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ type: Int32, _ row: Int, _ column: Int
+) -> Int {
+    switch type {
+    case StorageCode.float32: firstNonFinite(Float.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.float64: firstNonFinite(Double.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.bfloat16:
+        firstNonFinite(BFloat16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    default: firstNonFinite(Float16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    }
+}
+
+/// `sums[j] += sum over i of a[i, j] * b[i, j]`, in float64.
+@inline(never)
+public func columnDots(
+    _ rows: Int, _ columns: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ sums: UnsafeMutablePointer<Double>
+) {
+    @inline(__always)
+    func with<S: StorageScalar>(_ first: S.Type) {
+        switch bType {
+        case StorageCode.float32: run(first, Float.self)
+        case StorageCode.float64: run(first, Double.self)
+        case StorageCode.bfloat16: run(first, BFloat16Bits.self)
+        default: run(first, Float16Bits.self)
+        }
+    }
+    @inline(__always)
+    func run<S: StorageScalar, D: StorageScalar>(_ first: S.Type, _ second: D.Type) {
+        columnDots(
+            first, second, rows: rows, columns: columns, a: a, aRow: aRow, aColumn: aColumn, b: b, bRow: bRow,
+            bColumn: bColumn, sums: sums)
+    }
+    switch aType {
+    case StorageCode.float32: with(Float.self)
+    case StorageCode.float64: with(Double.self)
+    case StorageCode.bfloat16: with(BFloat16Bits.self)
+    default: with(Float16Bits.self)
+    }
+}

@@ -1,0 +1,103 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+
+// How matrix elements lie in memory, and how they become the type that kernels compute in.
+// The file, like every file of this folder except Reference/, is compiled once per instruction set.
+
+/// The types matrices are stored in.
+protocol StorageScalar: BitwiseCopyable {
+    func loaded<C: ComputeScalar>() -> C
+    static func stored<C: ComputeScalar>(_ value: C) -> Self
+}
+
+/// The types kernels compute in. The protocol stands alone: refining the standard library's would make every instruction
+/// set emit its own weak copies of their witness accessors, among which the linker picks one for the whole program.
+protocol ComputeScalar: StorageScalar {
+    static var zero: Self { get }
+    static var one: Self { get }
+    static func + (a: Self, b: Self) -> Self
+    static func * (a: Self, b: Self) -> Self
+    static func == (a: Self, b: Self) -> Bool
+    init(widening value: Float)
+    init(narrowing value: Double)
+    var float: Float { get }
+    var double: Double { get }
+}
+
+extension Float: ComputeScalar {
+    @inline(__always) static var one: Float { 1 }
+    @inline(__always) init(widening value: Float) { self = value }
+    @inline(__always) init(narrowing value: Double) { self = Float(value) }
+    @inline(__always) var float: Float { self }
+    @inline(__always) var double: Double { Double(self) }
+}
+
+extension Double: ComputeScalar {
+    @inline(__always) static var one: Double { 1 }
+    @inline(__always) init(widening value: Float) { self = Double(value) }
+    @inline(__always) init(narrowing value: Double) { self = value }
+    @inline(__always) var float: Float { Float(self) }
+    @inline(__always) var double: Double { self }
+}
+
+extension Float: StorageScalar {
+    @inline(__always) func loaded<C: ComputeScalar>() -> C { C(widening: self) }
+    @inline(__always) static func stored<C: ComputeScalar>(_ value: C) -> Float { value.float }
+}
+
+extension Double: StorageScalar {
+    @inline(__always) func loaded<C: ComputeScalar>() -> C { C(narrowing: self) }
+    @inline(__always) static func stored<C: ComputeScalar>(_ value: C) -> Double { value.double }
+}
+
+/// bfloat16: the upper half of a float32. Rounds to nearest, ties to even.
+struct BFloat16Bits: StorageScalar {
+    var bits: UInt16
+
+    @inline(__always) func loaded<C: ComputeScalar>() -> C {
+        C(widening: Float(bitPattern: UInt32(bits) &<< 16))
+    }
+
+    @inline(__always) static func stored<C: ComputeScalar>(_ value: C) -> BFloat16Bits {
+        let wide = value.float.bitPattern
+        let rounded = (wide &+ 0x7fff &+ ((wide &>> 16) & 1)) &>> 16
+        let quietNaN = (wide &>> 16) | 0x40
+        let isNaN = (wide & 0x7fff_ffff) > 0x7f80_0000
+        return BFloat16Bits(bits: UInt16(truncatingIfNeeded: isNaN ? quietNaN : rounded))
+    }
+}
+
+/// IEEE half precision, converted by integer arithmetic so that it vectorises on every instruction set.
+/// Rounds to nearest, ties to even; values beyond 65504 become infinite.
+struct Float16Bits: StorageScalar {
+    var bits: UInt16
+
+    @inline(__always) func loaded<C: ComputeScalar>() -> C {
+        let half = UInt32(bits)
+        let magnitude = (half & 0x7fff) &<< 13
+        // Moving the exponent by multiplication also normalises subnormal halves.
+        let finite = (Float(bitPattern: magnitude) * 0x1p112).bitPattern
+        let special = magnitude | 0x7f80_0000
+        let wide = (half & 0x7c00) == 0x7c00 ? special : finite
+        return C(widening: Float(bitPattern: wide | ((half & 0x8000) &<< 16)))
+    }
+
+    @inline(__always) static func stored<C: ComputeScalar>(_ value: C) -> Float16Bits {
+        let wide = value.float.bitPattern
+        let sign = (wide &>> 16) & 0x8000
+        let magnitude = wide & 0x7fff_ffff
+        let special: UInt32 = magnitude > 0x7f80_0000 ? 0x7e00 : 0x7c00
+        // Adding 0.5 puts a subnormal half's last bit at the end of the mantissa, so the addition rounds it.
+        let subnormal = (Float(bitPattern: magnitude) + 0.5).bitPattern &- 0x3f00_0000
+        let normal = (magnitude &+ 0xc800_0fff &+ ((magnitude &>> 13) & 1)) &>> 13
+        let half = magnitude >= 0x4780_0000 ? special : magnitude < 0x3880_0000 ? subnormal : normal
+        return Float16Bits(bits: UInt16(truncatingIfNeeded: half | sign))
+    }
+}
+
+/// Codes of the storage types at the kernels' entries.
+enum StorageCode {
+    static let float32: Int32 = 0
+    static let float64: Int32 = 1
+    static let bfloat16: Int32 = 2
+    static let float16: Int32 = 3
+}

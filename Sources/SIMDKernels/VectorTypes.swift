@@ -1,0 +1,44 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+
+// Register widths of the instruction set that this target is built for.
+#if LOWRANK_AVX2
+    typealias FloatVector = SIMD8<Float>
+    typealias DoubleVector = SIMD4<Double>
+#else
+    typealias FloatVector = SIMD4<Float>
+    typealias DoubleVector = SIMD2<Double>
+#endif
+
+/// A register of `lanes` elements; what the micro tile asks of it.
+protocol ComputeVector: BitwiseCopyable {
+    associatedtype Element: ComputeScalar
+    static var lanes: Int { get }
+    static var zero: Self { get }
+    init(repeating value: Element)
+    static func + (a: Self, b: Self) -> Self
+    static func * (a: Self, b: Self) -> Self
+    /// `self + a * b`, fused where the instruction set has it.
+    func accumulating(_ a: Self, _ b: Self) -> Self
+}
+
+extension FloatVector: ComputeVector {
+    typealias Element = Float
+    @inline(__always) static var lanes: Int { scalarCount }
+    @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
+}
+
+extension DoubleVector: ComputeVector {
+    typealias Element = Double
+    @inline(__always) static var lanes: Int { scalarCount }
+    @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
+}
+
+/// Without FMA `addingProduct` would be a library call per lane.
+@inline(__always)
+private func fused<V: SIMD>(_ sum: V, _ a: V, _ b: V) -> V where V.Scalar: FloatingPoint {
+    #if LOWRANK_BASELINE
+        sum + a * b
+    #else
+        sum.addingProduct(a, b)
+    #endif
+}

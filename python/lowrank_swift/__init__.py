@@ -1,0 +1,54 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning with the factors of the pretrained weight itself.
+
+Every adapter is ``delta W = scale * up @ core @ down`` beside a frozen weight ``W`` of shape ``(out, in)``; the methods
+differ in the factorization of ``W`` that fills the three and in which of them train. This module knows no framework:
+tensors are torch's or numpy's, and what comes back is of the same kind. ``lowrank_swift.torch`` adapts models.
+"""
+
+from __future__ import annotations
+
+try:
+    from . import _native  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"lowrank_swift: the native library can't be loaded ({error}); `pip install .` in the source folder builds it"
+    ) from None
+
+from ._adapters import AdapterGradients, adapter_backward, adapter_forward, merge_, unmerge_
+from ._config import show_config
+from ._factorizations import LDUResult, QRResult, SVDResult, ldu, qr, svd
+from ._factors import Factors
+from ._initializers import lamda, lamda_, loldu, loldu_, olora, olora_, pissa, pissa_
+from ._native import BackendUnavailableError, InternalError, LinAlgError, get_num_threads, set_num_threads
+from ._version import __version__
+
+__all__ = [
+    "AdapterGradients",
+    "BackendUnavailableError",
+    "Factors",
+    "InternalError",
+    "LDUResult",
+    "LinAlgError",
+    "QRResult",
+    "SVDResult",
+    "__version__",
+    "adapter_backward",
+    "adapter_forward",
+    "get_num_threads",
+    "lamda",
+    "lamda_",
+    "ldu",
+    "loldu",
+    "loldu_",
+    "merge_",
+    "olora",
+    "olora_",
+    "pissa",
+    "pissa_",
+    "qr",
+    "set_num_threads",
+    "show_config",
+    "svd",
+    "unmerge_",
+]

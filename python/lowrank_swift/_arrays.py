@@ -1,0 +1,154 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""The caller's framework: what this package asks of it, without importing it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+__all__ = ["Array", "Framework", "flatten_leading", "framework_of", "matrix_shape"]
+
+Array = Any
+"""A tensor of a framework: ``torch.Tensor`` or ``numpy.ndarray``."""
+
+
+class Framework(Protocol):
+    """What the functions of this package need from a framework."""
+
+    floating: tuple[str, ...]
+    """Names of the dtypes that a factor may have."""
+
+    def dtype_name(self, dtype: Any) -> str:
+        """Return the name of one of the framework's dtypes."""
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        """Return a new uninitialised array on the device of `like`."""
+
+    def zeros(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        """Return a new array of zeros on the device of `like`."""
+
+    def shared(self, array: Array, name: str) -> Array:
+        """Return the array as an object that DLPack can share, over the same memory."""
+
+    def reshaped(self, array: Array, shape: Sequence[int]) -> Array | None:
+        """Return a view of another shape, or None where that needs a copy."""
+
+    def mark_written(self, array: Array) -> None:
+        """Tell the framework that the memory of `array` was changed."""
+
+
+class _Torch:
+    floating: tuple[str, ...] = ("float32", "float64", "bfloat16", "float16")
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    def dtype_name(self, dtype: Any) -> str:
+        if not isinstance(dtype, self._torch.dtype):
+            raise TypeError(f"dtype: expected a torch.dtype or its name, got {type(dtype).__name__}")
+        return str(dtype).removeprefix("torch.")
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        return self._torch.empty(shape, dtype=getattr(self._torch, dtype), device=like.device)
+
+    def zeros(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device=like.device)
+
+    def shared(self, array: Array, name: str) -> Array:
+        # Torch exports the memory of such a view without its sign.
+        if array.is_neg():
+            raise BufferError(f"{name}: expected a tensor without the negative bit, which `resolve_neg()` removes")
+        return array.detach() if array.requires_grad else array
+
+    def reshaped(self, array: Array, shape: Sequence[int]) -> Array | None:
+        try:
+            return array.view(shape)
+        except RuntimeError:
+            return None
+
+    def mark_written(self, array: Array) -> None:
+        if not array.is_inference():
+            self._torch.autograd.graph.increment_version(array)
+
+
+class _NumPy:
+    floating: tuple[str, ...] = ("float32", "float64", "float16")
+
+    def __init__(self, numpy: Any) -> None:
+        self._numpy = numpy
+
+    def dtype_name(self, dtype: Any) -> str:
+        try:
+            return str(self._numpy.dtype(dtype).name)
+        except TypeError:
+            raise TypeError(f"dtype: expected a numpy dtype or its name, got {type(dtype).__name__}") from None
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        return self._numpy.empty(shape, dtype=dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        return self._numpy.zeros(shape, dtype=dtype)
+
+    def shared(self, array: Array, name: str) -> Array:
+        return array
+
+    def reshaped(self, array: Array, shape: Sequence[int]) -> Array | None:
+        result = array.reshape(shape)
+        return result if result.size == 0 or self._numpy.may_share_memory(result, array) else None
+
+    def mark_written(self, array: Array) -> None:
+        pass
+
+
+def framework_of(array: Array, name: str) -> Framework:
+    """Return the framework that an array belongs to.
+
+    Args:
+        array: Any object.
+        name: The argument's name, for the message.
+
+    Raises:
+        TypeError: if it is neither a ``torch.Tensor`` nor a ``numpy.ndarray``.
+    """
+    # An array of a framework can't exist before the framework is imported.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        return _Torch(torch)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(array, numpy.ndarray):
+        return _NumPy(numpy)
+    raise TypeError(f"{name}: expected a torch.Tensor or a numpy.ndarray, got {type(array).__name__}")
+
+
+def matrix_shape(array: Array, name: str) -> tuple[int, int]:
+    """Return the shape of a matrix.
+
+    Raises:
+        ValueError: if the array hasn't two dimensions.
+    """
+    if len(array.shape) != 2:
+        raise ValueError(f"{name}: expected 2 dimensions, got {len(array.shape)} (shape {list(array.shape)})")
+    return int(array.shape[0]), int(array.shape[1])
+
+
+def flatten_leading(array: Array, name: str) -> Array:
+    """Return an array of shape ``(..., k)`` as a matrix ``(T, k)`` over the same memory, ready to be shared.
+
+    Raises:
+        TypeError: if it is no array of a known framework.
+        ValueError: if it has no dimension, or if its leading dimensions can't be one without a copy.
+    """
+    framework = framework_of(array, name)
+    shape = tuple(array.shape)
+    if not shape:
+        raise ValueError(f"{name}: expected at least 1 dimension, got 0")
+    shared = framework.shared(array, name)
+    result = framework.reshaped(shared, (math.prod(shape[:-1]), shape[-1]))
+    if result is None:
+        raise ValueError(
+            f"{name}: expected leading dimensions that can be flattened without a copy, got shape {list(shape)} "
+            "with other strides; pass a contiguous copy"
+        )
+    return result

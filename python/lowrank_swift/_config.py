@@ -1,0 +1,30 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""What the native library found on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _native
+
+__all__ = ["show_config"]
+
+
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Print the library's version, instruction set, BLAS and threads, as ``numpy.show_config`` does for NumPy.
+
+    Args:
+        mode: ``"stdout"`` prints; ``"dicts"`` returns the same facts as a dictionary instead.
+
+    Raises:
+        ValueError: if `mode` is neither.
+    """
+    import json  # Not above: it would make up a good part of the package's import time.
+
+    if mode not in ("stdout", "dicts"):
+        raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
+    config: dict[str, Any] = json.loads(_native.config())
+    if mode == "dicts":
+        return config
+    print(json.dumps(config, indent=2))
+    return None

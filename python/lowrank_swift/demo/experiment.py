@@ -1,0 +1,156 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""The whole demo: data, model, one run for each method and seed, then the report."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from lowrank_swift.demo import data, report
+from lowrank_swift.demo.methods import METHODS, Method, import_libraries
+from lowrank_swift.demo.metrics import bytes_kept
+from lowrank_swift.demo.model import Pretrained, load_model, locate_model
+from lowrank_swift.demo.results import Results, Run
+from lowrank_swift.demo.settings import DemoError, Settings
+from lowrank_swift.demo.train import Batch, Classifier, batch_indices, collate, count_correct, train
+
+__all__ = ["run_demo"]
+
+_INITIALISATIONS = 3  # each initialisation time is the median of so many
+_TEST_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What every method gets for one seed."""
+
+    seed: int
+    classes: int
+    train: list[Batch]
+    test: list[Batch]
+
+
+def run_demo(settings: Settings, console: Console, command: list[str]) -> Results:
+    """Run every method with every seed, print the table and write the files.
+
+    Args:
+        settings: The options.
+        console: For progress and the table.
+        command: The command line, for the record.
+
+    Raises:
+        DemoError: if the model can't be used, the settings don't suit it or the results can't be written.
+    """
+    source = locate_model(settings.model)
+    pretrained = load_model(source)
+    import_libraries()
+    ranks = {key: _rank(METHODS[key], settings.rank, pretrained.largest_rank) for key in settings.methods}
+    report.prepare_folder(settings.out)
+    corpus = data.build_corpus(data.read_docstrings(data.standard_library()))
+    split = data.split_corpus(corpus, seed=0)
+    console.print(report.introduction(source, corpus, split, len(pretrained.layers)))
+    runs: dict[str, list[Run]] = {key: [] for key in settings.methods}
+    with _progress(console) as progress:
+        for seed in range(settings.seeds):
+            task = _task(seed, pretrained, corpus, settings)
+            for key in settings.methods:
+                run = _run(METHODS[key], ranks[key], pretrained, task, progress)
+                runs[key].append(run)
+                if progress.disable:
+                    console.print(f"{METHODS[key].label}, seed {seed}: {sum(run.step_seconds):.0f} s", highlight=False)
+    results = Results(settings, source, corpus, split, ranks, runs, command)
+    console.print(report.table(results), report.verdict(results), sep="\n")
+    for path in report.write_files(results):
+        console.print(f"wrote {path}", highlight=False)
+    return results
+
+
+def _rank(method: Method, wanted: int | None, largest: int) -> int | None:
+    """The rank as asked for, else the method's own, or the largest that a smaller model allows."""
+    if method.rank is None:
+        return None
+    if wanted is None:
+        return min(method.rank, largest)
+    if wanted > largest:
+        raise DemoError(f"--rank: expected 1 <= rank <= {largest} (the smallest adapted layer), got {wanted}")
+    return wanted
+
+
+def _task(seed: int, pretrained: Pretrained, corpus: data.Corpus, settings: Settings) -> _Task:
+    split = data.split_corpus(corpus, seed=seed)
+    if settings.batch_size > len(split.train):
+        raise DemoError(
+            f"--batch-size: expected at most {len(split.train)} (the training texts), got {settings.batch_size}"
+        )
+    tokenizer = pretrained.tokenizer
+    label = {package: index for index, package in enumerate(sorted(corpus.packages))}
+
+    def encode(docstrings: tuple[data.Docstring, ...]) -> list[list[int]]:
+        texts = [docstring.text for docstring in docstrings]
+        ids: list[list[int]] = tokenizer(texts, truncation=True, max_length=settings.max_length)["input_ids"]
+        return ids
+
+    def batch(docstrings: tuple[data.Docstring, ...], ids: list[list[int]], chosen: list[int]) -> Batch:
+        labels = [label[docstrings[i].package] for i in chosen]
+        return collate([ids[i] for i in chosen], labels, pad=tokenizer.pad_token_id)
+
+    train_ids, test_ids = encode(split.train), encode(split.test)
+    lengths = [len(ids) for ids in train_ids]
+    order = batch_indices(lengths, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
+    by_length = sorted(range(len(test_ids)), key=lambda i: len(test_ids[i]))
+    test_order = [by_length[i : i + _TEST_BATCH] for i in range(0, len(by_length), _TEST_BATCH)]
+    return _Task(
+        seed=seed,
+        classes=len(corpus.packages),
+        train=[batch(split.train, train_ids, chosen) for chosen in order],
+        test=[batch(split.test, test_ids, chosen) for chosen in test_order],
+    )
+
+
+def _run(method: Method, rank: int | None, pretrained: Pretrained, task: _Task, progress: Progress) -> Run:
+    bar = progress.add_task(method.label, total=len(task.train), loss="", seed=task.seed)
+    initialisation = []
+    for _ in range(_INITIALISATIONS):
+        fresh = copy.deepcopy(pretrained.encoder)
+        start = time.perf_counter()
+        encoder = method.prepare(fresh, list(pretrained.layers), rank or 0)
+        initialisation.append(time.perf_counter() - start)
+    width = pretrained.encoder.config.hidden_size
+    classifier = Classifier(encoder, width=width, classes=task.classes, seed=task.seed)
+    parameters_at_start = _trainable(encoder)
+    widest = max(task.train, key=lambda batch: batch.input_ids.numel())
+    kept = bytes_kept(classifier, lambda: classifier.loss(widest))
+    curve = train(classifier, method, task.train, lambda loss: progress.update(bar, advance=1, loss=f"{loss:.2f}"))
+    return Run(
+        seed=task.seed,
+        initialisation_seconds=statistics.median(initialisation),
+        parameters_at_start=parameters_at_start,
+        parameters_at_end=_trainable(encoder),
+        bytes_kept=kept,
+        losses=curve.losses,
+        step_seconds=curve.seconds,
+        correct=count_correct(classifier, task.test),
+        tested=sum(len(batch.labels) for batch in task.test),
+    )
+
+
+def _trainable(encoder: nn.Module) -> int:
+    return sum(p.numel() for p in encoder.parameters() if p.requires_grad)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<17} seed {task.fields[seed]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:<5}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,19 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""Adapters in PyTorch models: frozen linear layers that compute with factors of their own pretrained weight."""
+
+from __future__ import annotations
+
+from ._adapt import adapt, named_adapters, trainable_parameters
+from ._freeze import GradualFreeze
+from .methods import LaMDA, LoLDU, OLoRA, PiSSA
+
+__all__ = [
+    "GradualFreeze",
+    "LaMDA",
+    "LoLDU",
+    "OLoRA",
+    "PiSSA",
+    "adapt",
+    "named_adapters",
+    "trainable_parameters",
+]

@@ -1,0 +1,194 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""Putting adapters into a model, and finding them there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+import lowrank_swift as lrs
+from lowrank_swift import Factors, LinAlgError, _native
+
+from ._adapter import Adapter, make_adapter
+from ._linear import AdaptedLinear
+from ._progress import progress_bar
+from ._targets import check_site, check_unshared, find_sites
+from .methods import Method
+
+__all__ = ["adapt", "adapted_layers", "named_adapters", "trainable_parameters"]
+
+
+def adapt(
+    model: nn.Module,
+    method: Method,
+    *,
+    targets: Sequence[str],
+    base: str = "intact",
+    name: str = "default",
+    progress: bool | None = None,
+) -> nn.Module:
+    """Replace linear layers by the same layers with an adapter made from their own weight.
+
+    The model computes what it computed before, exactly (LoLDU and LaMDA over an intact base) or to rounding, until the
+    adapters' Parameters are trained. Every Parameter that the model had is frozen (``requires_grad=False``), those of
+    earlier adapters excepted; a new head is to be made trainable afterwards.
+
+    Either all layers are adapted or, after an exception, none: everything that can fail is done first, and only then
+    are residuals subtracted and layers replaced. If an interrupt or a lack of memory stops the subtraction itself, what
+    was subtracted is added again, which restores those weights to rounding.
+
+    Args:
+        model (torch.nn.Module): on the CPU; weights float32, float64, bfloat16 or float16. Modified.
+        method (Method): :class:`OLoRA`, :class:`LoLDU`, :class:`LaMDA` or :class:`PiSSA` with its rank.
+        targets (Sequence[str]): qualified names of ``torch.nn.Linear`` modules, or their last parts: "query" stands for
+            every module whose name is "query" or ends with ".query".
+        base (str): "intact" leaves the base weights untouched, bit for bit. "residual" subtracts the start from them:
+            W - s B C A, with the factors as stored.
+        name (str): the adapter's name; a layer can hold several, if all are "intact".
+        progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
+
+    Returns:
+        torch.nn.Module: ``model``, the same object.
+
+    Raises:
+        TypeError: if an argument or a weight's dtype has the wrong type.
+        ValueError: if a target names nothing or something other than a plain ``torch.nn.Linear``; a rank is missing or
+            does not fit; a weight is not finite, not materialised or (for "residual") shared; the name is taken.
+        LinAlgError: if a factorisation fails, or a factor or residual does not fit the base's dtype.
+
+    Example:
+        >>> model = adapt(model, LoLDU(rank=64, alpha=64), targets=["query", "value"])
+        >>> optimizer = torch.optim.AdamW(trainable_parameters(model), lr=1e-2)
+    """
+    _check_arguments(model, method, targets, base, name)
+    intact = base == "intact"
+    sites = find_sites(model, targets)
+    ranks = [method.rank_of(site.name) for site in sites]
+    _check_no_other_ranks(method, {site.name for site in sites})
+    for site, rank in zip(sites, ranks, strict=True):
+        check_site(site, name, intact)
+        with _errors_naming(site.name):
+            _native.check_weight(site.weight, rank)
+    if not intact:
+        check_unshared(model, sites)
+
+    adapters = []
+    with progress_bar("Factorising", len(sites), progress) as advance:
+        for site, rank in zip(sites, ranks, strict=True):
+            with _errors_naming(site.name):
+                adapters.append(_make(method, site.weight, rank, intact))
+            advance()
+
+    if not intact:
+        _subtract_starts([site.weight for site in sites], adapters)
+    own = {id(parameter) for _, layer in adapted_layers(model) for parameter in layer.adapters.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in own:
+            parameter.requires_grad_(False)
+    for site, adapter in zip(sites, adapters, strict=True):
+        layer = site.module if isinstance(site.module, AdaptedLinear) else AdaptedLinear(site.linear)
+        layer.adapters[name] = adapter.train(layer.training)
+        setattr(site.parent, site.attribute, layer)
+    return model
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """Yield the adapted layers of a model by qualified name."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield name, module
+
+
+def named_adapters(model: nn.Module) -> Iterator[tuple[str, Factors]]:
+    """Yield the adapters of a model as live factors.
+
+    Args:
+        model (torch.nn.Module): an adapted model.
+
+    Yields:
+        tuple[str, Factors]: the layer's qualified name, and ``up``, ``core``, ``down`` and ``scale`` as the forward
+        uses them; ``core`` is the value that the method means, not a stored deviation. Several adapters of one layer
+        follow each other under the same name.
+    """
+    for name, layer in adapted_layers(model):
+        for _, adapter in layer.named_adapters():
+            yield name, adapter.factors()
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the adapters' Parameters that train, in the order of the model's layers.
+
+    Args:
+        model (torch.nn.Module): an adapted model.
+    """
+    return [
+        parameter
+        for _, layer in adapted_layers(model)
+        for parameter in layer.adapters.parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _check_arguments(model: object, method: object, targets: object, base: str, name: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(method, Method):
+        raise TypeError(f"method: expected a method such as LoLDU(rank=64), got {method!r}")
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise TypeError(f"targets: expected a sequence of module names, got {targets!r}")
+    if not targets or not all(isinstance(target, str) and target for target in targets):
+        raise ValueError(f"targets: expected at least one module name and no empty one, got {targets!r}")
+    if base not in ("intact", "residual"):
+        raise ValueError(f'base: expected "intact" or "residual", got {base!r}')
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"name: expected a name without a dot that torch.nn.ModuleDict leaves free, got {name!r}")
+
+
+def _check_no_other_ranks(method: Method, names: set[str]) -> None:
+    others = [] if isinstance(method.rank, int) else [name for name in method.rank if name not in names]
+    if others:
+        raise ValueError(f"rank: expected only names of modules that the targets name, got {others[0]!r}")
+
+
+@contextmanager
+def _errors_naming(module_name: str) -> Iterator[None]:
+    """Put the module's name before the message of an error about its weight."""
+    try:
+        yield
+    except (ValueError, TypeError, LinAlgError) as error:
+        raise type(error)(f"{module_name}: {error}") from error
+
+
+def _make(method: Method, weight: Tensor, rank: int, intact: bool) -> Adapter:
+    factors = method.initialize(weight, rank)
+    adapter = make_adapter(factors, method.trains, intact=intact, frozen_dtype=weight.dtype)
+    if not intact and weight.dtype is torch.float16:  # Only its range is so small that a residual may leave it.
+        trial = weight.clone()
+        lrs.unmerge_(trial, _stored(adapter))
+        if not trial.isfinite().all():
+            raise LinAlgError("scale: expected a residual W - s B C A that fits float16, got one that does not")
+    return adapter
+
+
+@torch.no_grad()
+def _stored(adapter: Adapter) -> Factors:
+    """Return the factors with which the forward computes, detached."""
+    live = adapter.factors()
+    core = None if live.core is None else live.core.detach()
+    return Factors(method=live.method, up=live.up.detach(), core=core, down=live.down.detach(), scale=live.scale)
+
+
+def _subtract_starts(weights: Sequence[Tensor], adapters: Sequence[Adapter]) -> None:
+    """Make every weight W the residual W - s B C A; what was done is undone if it can't be done for all."""
+    done: list[tuple[Tensor, Adapter]] = []
+    try:
+        for weight, adapter in zip(weights, adapters, strict=True):
+            lrs.unmerge_(weight, _stored(adapter))
+            done.append((weight, adapter))
+    except BaseException:
+        for weight, adapter in done:
+            lrs.merge_(weight, _stored(adapter))
+        raise

@@ -1,0 +1,174 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""The adapter modules. Which one a layer gets depends on what trains, never on the method.
+
+Letters as everywhere: up B [m, r], core C, down A [r, n], delta W = s B C A; a 0 marks the start values.
+Frozen factors are buffers in the dtype of the base's weight; trained factors are Parameters in the dtype in which they
+were computed (float32, or float64 over a float64 base). The start values are kept in both forms of the base: they tell
+what was subtracted from a residual, and what an intact adapter is the difference from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_swift import Factors, LinAlgError
+
+from ._ops import effective_up
+
+__all__ = ["Adapter", "CoreAdapter", "Term", "UpCoreAdapter", "UpDownAdapter", "make_adapter"]
+
+
+class Term(NamedTuple):
+    """One summand ``scale * ((x A^T) C^T) B^T`` of an adapted layer.
+
+    With ``start`` (m x r) it is ``scale * (x A^T) (B C - start)^T``. ``frozen_columns`` (int64, no dimensions) is the
+    number of leading columns of ``up`` whose gradient is zero.
+    """
+
+    scale: float
+    down: Tensor
+    core: Tensor | None
+    up: Tensor
+    start: Tensor | None = None
+    frozen_columns: Tensor | None = None
+
+
+class Adapter(nn.Module, ABC):
+    """One adapter of one layer.
+
+    Attributes:
+        method (str): name of the method that made the starting factors.
+        scale (float): s.
+        intact (bool): whether the base is the pretrained weight W, else it is the residual W - s B0 C0 A0.
+        up, core, down (Tensor): what the forward uses. Parameters where they train, else buffers.
+    """
+
+    up: Tensor
+    core: Tensor | None
+    down: Tensor
+
+    def __init__(self, method: str, scale: float, intact: bool) -> None:
+        super().__init__()
+        self.method = method
+        self.scale = scale
+        self.intact = intact
+
+    @abstractmethod
+    def terms(self) -> tuple[Term, ...]:
+        """Return what the layer adds to its base's output."""
+
+    def factors(self) -> Factors:
+        """Return the factors as the method means them: the Parameters and buffers themselves where that is possible."""
+        return Factors(method=self.method, up=self.up, core=self.core, down=self.down, scale=self.scale)
+
+    def extra_repr(self) -> str:
+        """Return what ``repr`` shows."""
+        form = "intact" if self.intact else "residual"
+        return f"method={self.method}, rank={self.down.shape[0]}, scale={self.scale:g}, base={form}"
+
+
+class CoreAdapter(Adapter):
+    """Only the core trains. Over an intact base it is stored as its deviation C - C0, zero at the start."""
+
+    def __init__(self, factors: Factors, intact: bool, frozen_dtype: torch.dtype) -> None:
+        super().__init__(factors.method, factors.scale, intact)
+        self.register_buffer("up", _frozen("up", factors.up, frozen_dtype))
+        self.register_buffer("down", _frozen("down", factors.down, frozen_dtype))
+        self.register_buffer("start_core", factors.core)
+        self.core = nn.Parameter(torch.zeros_like(self.start_core) if intact else self.start_core.clone())
+
+    core: Tensor
+    start_core: Tensor
+
+    def terms(self) -> tuple[Term, ...]:
+        """Return one term; over an intact base its core is the deviation, so it adds nothing before the first step."""
+        return (Term(self.scale, self.down, self.core, self.up),)
+
+    def factors(self) -> Factors:
+        """Return the factors with the core itself; over an intact base it is a sum."""
+        core = self.core + self.start_core if self.intact else self.core
+        return Factors(method=self.method, up=self.up, core=core, down=self.down, scale=self.scale)
+
+
+class UpCoreAdapter(Adapter):
+    """Core and up train. Over an intact base the one m x r matrix B C - B0 C0 takes the place of both.
+
+    ``start_product`` (B0 C0) has the dtype of the trained factors, so that the difference is exactly zero at the start.
+    ``frozen_columns`` counts the leading columns of ``up`` that do not train any more; :class:`GradualFreeze` sets it.
+    """
+
+    def __init__(self, factors: Factors, intact: bool, frozen_dtype: torch.dtype) -> None:
+        super().__init__(factors.method, factors.scale, intact)
+        self.register_buffer("down", _frozen("down", factors.down, frozen_dtype))
+        assert factors.core is not None
+        self.register_buffer("start_product", effective_up(factors.up, factors.core, None))
+        self.register_buffer("frozen_columns", torch.zeros((), dtype=torch.int64, device=factors.up.device))
+        self.up = nn.Parameter(factors.up)
+        self.core = nn.Parameter(factors.core)
+
+    up: nn.Parameter
+    start_product: Tensor
+    frozen_columns: Tensor
+
+    def terms(self) -> tuple[Term, ...]:
+        """Return one term, less the start's product over an intact base."""
+        start = self.start_product if self.intact else None
+        return (Term(self.scale, self.down, self.core, self.up, start, self.frozen_columns),)
+
+
+class UpDownAdapter(Adapter):
+    """Up and down train. Over an intact base a second, frozen adapter takes the start away.
+
+    The trained factors start from the values that the frozen copies hold, so both cancel, to the rounding of the
+    output's dtype, also over a 16-bit base.
+    """
+
+    def __init__(self, factors: Factors, intact: bool, frozen_dtype: torch.dtype) -> None:
+        super().__init__(factors.method, factors.scale, intact)
+        self.register_buffer("start_up", _frozen("up", factors.up, frozen_dtype))
+        self.register_buffer("start_down", _frozen("down", factors.down, frozen_dtype))
+        self.register_buffer("core", None if factors.core is None else _frozen("core", factors.core, frozen_dtype))
+        self.up = nn.Parameter(self.start_up.to(factors.up.dtype, copy=True))
+        self.down = nn.Parameter(self.start_down.to(factors.down.dtype, copy=True))
+
+    start_up: Tensor
+    start_down: Tensor
+
+    def terms(self) -> tuple[Term, ...]:
+        """Return the trained term and, over an intact base, the frozen one."""
+        trained = Term(self.scale, self.down, self.core, self.up)
+        if not self.intact:
+            return (trained,)
+        return (trained, Term(-self.scale, self.start_down, self.core, self.start_up))
+
+
+_FORMS: dict[frozenset[str], type[CoreAdapter] | type[UpCoreAdapter] | type[UpDownAdapter]] = {
+    frozenset({"core"}): CoreAdapter,
+    frozenset({"up", "core"}): UpCoreAdapter,
+    frozenset({"up", "down"}): UpDownAdapter,
+}
+
+
+def make_adapter(factors: Factors, trains: frozenset[str], *, intact: bool, frozen_dtype: torch.dtype) -> Adapter:
+    """Make the adapter whose trained factors are ``trains``, starting at ``factors``.
+
+    Raises:
+        ValueError: if no adapter trains just these factors.
+        LinAlgError: if a frozen factor holds a value that does not fit ``frozen_dtype``.
+    """
+    if trains not in _FORMS:
+        expected = " or ".join(str(sorted(form)) for form in _FORMS)
+        raise ValueError(f"trains: expected {expected}, got {sorted(trains)}")
+    with torch.no_grad():
+        return _FORMS[trains](factors, intact, frozen_dtype)
+
+
+def _frozen(name: str, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    stored = factor.to(dtype)
+    if stored is not factor and not stored.isfinite().all():
+        raise LinAlgError(f"{name}: expected values that fit {dtype}, got {factor.abs().max():g}")
+    return stored

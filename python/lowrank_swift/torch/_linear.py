@@ -1,0 +1,190 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""A frozen linear layer with adapters: its autograd function and its module.
+
+Letters as everywhere: x [T, n], W [m, n], down A [r, n], core C [r] or [r, r] or none, up B [m, r], h = x A^T [T, r].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ._adapter import Adapter, Term
+from ._ops import adapter_backward_, adapter_forward_, effective_up, effective_up_backward_
+
+__all__ = ["AdaptedLinear"]
+
+
+class _TermTensors(NamedTuple):
+    """The tensors of a `Term`, or whether each needs a gradient: the flat arguments of the autograd function."""
+
+    down: Any
+    core: Any
+    up: Any
+    start: Any
+    frozen_columns: Any
+
+
+_TENSORS_PER_TERM = len(_TermTensors._fields)
+
+
+def _grouped(flat: Sequence[Any]) -> Iterator[_TermTensors]:
+    for i in range(0, len(flat), _TENSORS_PER_TERM):
+        yield _TermTensors(*flat[i : i + _TENSORS_PER_TERM])
+
+
+class _AdaptedLinearFunction(torch.autograd.Function):
+    """``y = x W^T + bias`` plus the terms, for 2-D x. Keeps h for the backward, and x only where a ``down`` trains."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, scales: tuple[float, ...], *flat: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        out = nn.functional.linear(x, weight, bias)
+        kept = []
+        for scale, (down, core, up, start, _) in zip(scales, _grouped(flat), strict=True):
+            h = out.new_empty(x.shape[0], down.shape[0])
+            if start is None:
+                adapter_forward_(x, down, core, up, scale, out, h)
+            else:
+                adapter_forward_(x, down, None, effective_up(up, core, start), scale, out, h)
+            kept.append(h)
+        return (out, *kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, weight, _, scales, *flat = inputs
+        _, *kept = output
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
+        needed = list(_grouped(ctx.needs_input_grad[4:]))
+        ctx.scales = scales
+        ctx.save_for_backward(
+            x if any(need.down for need in needed) else None,
+            weight if ctx.needs_input_grad[0] else None,
+            *flat,
+            *(h if need.core or need.up else None for h, need in zip(kept, needed, strict=True)),
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        needed = list(_grouped(ctx.needs_input_grad[4:]))
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        x, weight, *saved = ctx.saved_tensors
+        terms = _grouped(saved[: _TENSORS_PER_TERM * len(needed)])
+        kept = saved[_TENSORS_PER_TERM * len(needed) :]
+        # Under autocast the forward's product was made in grad's dtype from a cast of W; elsewhere the cast is no copy.
+        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        grads: list[Tensor | None] = []
+        for scale, term, need, h in zip(ctx.scales, terms, needed, kept, strict=True):
+            grads += _term_backward(grad, x, h, scale, term, need, grad_x)
+        return (grad_x, None, None, None, *grads)
+
+
+def _term_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    h: Tensor | None,
+    scale: float,
+    term: _TermTensors,
+    need: _TermTensors,
+    grad_x: Tensor | None,
+) -> _TermTensors:
+    """Add a term's part to ``grad_x`` and return the gradients of its tensors."""
+    down, core, up, start, frozen_columns = term
+    grad_down, grad_core, grad_up = (
+        torch.empty_like(tensor) if needs else None
+        for tensor, needs in ((down, need.down), (core, need.core), (up, need.up))
+    )
+    x = x if need.down else None
+    if start is None:
+        adapter_backward_(grad, x, h, down, core, up, scale, frozen_columns, grad_x, grad_down, grad_core, grad_up)
+    else:
+        product = effective_up(up, core, start)
+        grad_product = torch.empty_like(product) if need.core or need.up else None
+        adapter_backward_(grad, x, h, down, None, product, scale, None, grad_x, grad_down, None, grad_product)
+        if grad_product is not None:
+            effective_up_backward_(grad_product, up, core, frozen_columns, grad_up, grad_core)
+    return _TermTensors(grad_down, grad_core, grad_up, None, None)
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen ``torch.nn.Linear`` with its adapters, all of which act. Made by :func:`adapt`.
+
+    The layer computes with the parameters of ``base`` and does not call it, so hooks set on ``base`` do not run.
+
+    Attributes:
+        base (torch.nn.Linear): the layer that was adapted. Its weight and bias must stay frozen.
+        adapters (torch.nn.ModuleDict): the adapters by name.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.adapters = nn.ModuleDict()
+        self.train(base.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, shape ``(out_features, in_features)``; the residual if an adapter is in that form."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, shape ``(out_features,)``."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last dimension of the input."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last dimension of the output."""
+        return self.base.out_features
+
+    def named_adapters(self) -> Iterator[tuple[str, Adapter]]:
+        """Yield the layer's adapters by name, in the order in which they were added."""
+        for name, adapter in self.adapters.items():
+            assert isinstance(adapter, Adapter)
+            yield name, adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the base's output plus the adapters', accumulated in place.
+
+        Args:
+            x (Tensor): shape ``(..., in_features)``, the dtype of the base's weight (any float dtype under autocast).
+
+        Raises:
+            ValueError: if the last dimension of ``x`` is not ``in_features``, or a base parameter requires grad.
+        """
+        weight, bias = self.base.weight, self.base.bias
+        if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+            raise ValueError(f"x: expected a last dimension of {weight.shape[1]}, got shape {list(x.shape)}")
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            raise ValueError(
+                "base: expected frozen parameters (requires_grad=False), got a weight or bias that requires grad; "
+                "an adapted layer computes no gradient for them"
+            )
+        terms = [term for _, adapter in self.named_adapters() for term in adapter.terms()]
+        # Reshaped out here, where autograd sees it: an in-place operation on the result of 3-D x is then allowed.
+        rows = x.reshape(-1, x.shape[-1])
+        out: Tensor = _AdaptedLinearFunction.apply(  # type: ignore[no-untyped-call]
+            rows,
+            weight,
+            bias,
+            tuple(term.scale for term in terms),
+            *(tensor for term in terms for tensor in _tensors(term)),
+        )[0]
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _tensors(term: Term) -> _TermTensors:
+    return _TermTensors(term.down, term.core, term.up, term.start, term.frozen_columns)

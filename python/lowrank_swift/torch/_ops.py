@@ -1,0 +1,119 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""The adapter's operators as torch.library operators, one for each native call.
+
+Each takes its outputs as arguments and writes them in place, as the C ABI does, so that the fake kernels, which
+torch.compile needs, have nothing to compute. None has an autograd formula: they run inside an autograd function.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lowrank_swift import _native
+
+__all__ = ["adapter_backward_", "adapter_forward_", "effective_up", "effective_up_backward_"]
+
+_library = torch.library.Library("lowrank_swift", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _exported(tensor: Tensor | None) -> Tensor | None:
+    """Return what ``__dlpack__`` agrees to export: a Parameter's values without its gradient."""
+    return tensor.detach() if tensor is not None and tensor.requires_grad else tensor
+
+
+def _adapter_forward(
+    x: Tensor, down: Tensor, core: Tensor | None, up: Tensor, scale: float, out: Tensor, h: Tensor
+) -> None:
+    _native.adapter_forward(_exported(x), _exported(down), _exported(core), _exported(up), scale, out, h)
+
+
+def _adapter_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    h: Tensor | None,
+    down: Tensor,
+    core: Tensor | None,
+    up: Tensor,
+    scale: float,
+    frozen_columns: Tensor | None,
+    grad_x: Tensor | None,
+    grad_down: Tensor | None,
+    grad_core: Tensor | None,
+    grad_up: Tensor | None,
+) -> None:
+    if h is None:  # Not read without grad_core and grad_up; a view of one number stands in for its shape.
+        h = grad.new_zeros(()).expand(grad.shape[0], down.shape[0])
+    _native.adapter_backward(
+        _exported(grad),
+        _exported(x),
+        _exported(h),
+        _exported(down),
+        _exported(core),
+        _exported(up),
+        scale,
+        0 if frozen_columns is None else int(frozen_columns),
+        grad_x,
+        grad_down,
+        grad_core,
+        grad_up,
+    )
+
+
+def _effective_up(up: Tensor, core: Tensor | None, start: Tensor | None, out: Tensor) -> None:
+    _native.effective_up(_exported(up), _exported(core), _exported(start), out)
+
+
+def _effective_up_backward(
+    grad: Tensor,
+    up: Tensor,
+    core: Tensor | None,
+    frozen_columns: Tensor | None,
+    grad_up: Tensor | None,
+    grad_core: Tensor | None,
+) -> None:
+    frozen = 0 if frozen_columns is None else int(frozen_columns)
+    _native.effective_up_backward(_exported(grad), _exported(up), _exported(core), frozen, grad_up, grad_core)
+
+
+for _schema, _kernel in (
+    (
+        "adapter_forward_(Tensor x, Tensor down, Tensor? core, Tensor up, float scale, Tensor(a!) out, Tensor(b!) h)"
+        " -> ()",
+        _adapter_forward,
+    ),
+    (
+        "adapter_backward_(Tensor grad, Tensor? x, Tensor? h, Tensor down, Tensor? core, Tensor up, float scale,"
+        " Tensor? frozen_columns, Tensor(a!)? grad_x, Tensor(b!)? grad_down, Tensor(c!)? grad_core,"
+        " Tensor(d!)? grad_up) -> ()",
+        _adapter_backward,
+    ),
+    ("effective_up_(Tensor up, Tensor? core, Tensor? start, Tensor(a!) out) -> ()", _effective_up),
+    (
+        "effective_up_backward_(Tensor grad, Tensor up, Tensor? core, Tensor? frozen_columns, Tensor(a!)? grad_up,"
+        " Tensor(b!)? grad_core) -> ()",
+        _effective_up_backward,
+    ),
+):
+    _name = _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    _library.impl(_name, _kernel, "CPU")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"lowrank_swift::{_name}", lambda *_: None, lib=_library)
+
+#: out += scale * ((x A^T) C^T) B^T and h = x A^T, for 2-D x; h has the dtype and device of out.
+adapter_forward_ = torch.ops.lowrank_swift.adapter_forward_.default
+
+#: Gradients of the forward. grad_x is added to, the others are overwritten; what is None is not computed.
+adapter_backward_ = torch.ops.lowrank_swift.adapter_backward_.default
+
+#: Gradients of `effective_up`. What is None is not computed.
+effective_up_backward_ = torch.ops.lowrank_swift.effective_up_backward_.default
+
+
+def effective_up(up: Tensor, core: Tensor | None, start: Tensor | None) -> Tensor:
+    """Return ``B C - start`` (m x r): what an adapter with a frozen ``down`` multiplies ``h`` with.
+
+    Exactly zero where ``start`` is this function's own result for the same ``up`` and ``core`` without a start.
+    """
+    out = torch.empty_like(up)
+    torch.ops.lowrank_swift.effective_up_.default(up, core, start, out)
+    return out

@@ -1,0 +1,124 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""Which layers of a model get an adapter, and whether they can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from torch import Tensor, nn
+
+from ._linear import AdaptedLinear
+
+__all__ = ["Site", "check_site", "check_unshared", "find_sites"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module of a model, where its parent holds it."""
+
+    name: str
+    parent: nn.Module
+    attribute: str
+    module: nn.Module
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The layer to adapt, which :func:`check_site` makes sure that it is."""
+        return cast(nn.Linear, self.module.base if isinstance(self.module, AdaptedLinear) else self.module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight's values."""
+        return self.linear.weight.detach()
+
+
+def _walk(module: nn.Module, prefix: str = "") -> Iterator[Site]:
+    """Yield all descendants, one site for each name that they have; adapted layers are leaves."""
+    for attribute, child in module._modules.items():
+        if child is not None:
+            name = f"{prefix}{attribute}"
+            yield Site(name, module, attribute, child)
+            if not isinstance(child, AdaptedLinear):
+                yield from _walk(child, f"{name}.")
+
+
+def find_sites(model: nn.Module, targets: Sequence[str]) -> list[Site]:
+    """Return the modules whose name equals a target or ends with ".target", in the model's order.
+
+    Raises:
+        ValueError: if a target matches nothing, or a module that has several names.
+    """
+    sites = list(_walk(model))
+    wanted = set()
+    for target in targets:
+        names = {site.name for site in sites if site.name == target or site.name.endswith(f".{target}")}
+        if not names:
+            raise ValueError(f"targets: expected names of modules of the model, got {target!r}, which none has")
+        wanted |= names
+    names_by_module: dict[int, list[str]] = {}
+    for site in sites:
+        names_by_module.setdefault(id(site.module), []).append(site.name)
+    chosen = [site for site in sites if site.name in wanted]
+    for site in chosen:
+        shared = names_by_module[id(site.module)]
+        if len(shared) > 1:
+            raise ValueError(f"targets: expected modules with one name, got one that is shared as {', '.join(shared)}")
+    return chosen
+
+
+def check_site(site: Site, adapter_name: str, intact: bool) -> None:
+    """Refuse a layer that an adapter does not fit, or whose weight something else computes with, leaving it out.
+
+    Raises:
+        ValueError: naming the layer.
+    """
+    linear = site.linear
+    if type(linear) is not nn.Linear:
+        raise ValueError(f"targets: expected torch.nn.Linear modules, got {type(linear).__name__} at {site.name!r}")
+    if isinstance(site.parent, nn.TransformerEncoderLayer):
+        raise ValueError(
+            f"targets: expected a layer that its parent calls, got {site.name!r}; in eval mode a "
+            "torch.nn.TransformerEncoderLayer reads the weights itself"
+        )
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(linear) or "weight" not in linear._parameters:
+        raise ValueError(f"targets: expected layers without hooks or a replaced forward, got one at {site.name!r}")
+    if site.weight.is_meta:
+        raise ValueError(f"model: expected materialised weights, got one on the meta device at {site.name!r}")
+    if isinstance(site.module, AdaptedLinear):
+        others = dict(site.module.named_adapters())
+        if adapter_name in others:
+            raise ValueError(f"name: expected one that is free, got {adapter_name!r}, which {site.name!r} has")
+        if not intact or not all(adapter.intact for adapter in others.values()):
+            raise ValueError(
+                f'base: expected "intact" for several adapters of a layer, got "residual" at {site.name!r}'
+            )
+
+
+def check_unshared(model: nn.Module, sites: Sequence[Site]) -> None:
+    """Refuse to change a weight whose memory another parameter or buffer of the model shares.
+
+    Raises:
+        ValueError: naming the layer and what it is shared with.
+    """
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    spans = {name: _span(tensor) for name, tensor in tensors.items() if tensor.numel() and not tensor.is_meta}
+    for site in sites:
+        own = f"{site.name}.weight"
+        begin, end = spans[own]
+        shared = [name for name, (first, last) in spans.items() if name != own and first < end and begin < last]
+        if shared:
+            raise ValueError(
+                f'base: expected "intact" for a shared weight, got "residual" for {own!r}, which shares its memory '
+                f"with {', '.join(shared)}"
+            )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size()

@@ -1,0 +1,12 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""The methods, one small file each."""
+
+from __future__ import annotations
+
+from ._method import Method
+from .lamda import LaMDA
+from .loldu import LoLDU
+from .olora import OLoRA
+from .pissa import PiSSA
+
+__all__ = ["LaMDA", "LoLDU", "Method", "OLoRA", "PiSSA"]
