@@ -86,10 +86,12 @@ class BuildSwift(build_ext):
         scratch = ROOT / ".build" / "python"
         exports = ROOT / "CBridge" / "PythonExtension" / "exports.map"
         command = ["swift", "build", "--package-path", str(ROOT), "--scratch-path", str(scratch)]
-        command += ["--configuration", "release", "--product", "_native"]
+        # A cached build plan would keep the flags and the header folder of another Python.
+        command += ["--configuration", "release", "--product", "_native", "--disable-build-manifest-caching"]
         # `--static-swift-stdlib` does not act on dynamic libraries.
         command += ["-Xswiftc", "-static-stdlib"]
-        command += ["-Xlinker", "-s", "-Xlinker", f"--version-script={exports}"]
+        # lld, which comes with Swift: gold keeps Swift's protected symbols in the dynamic table.
+        command += ["-Xswiftc", "-use-ld=lld", "-Xlinker", "-s", "-Xlinker", f"--version-script={exports}"]
         environment = {**os.environ, "LOWRANK_PYTHON_INCLUDE": sysconfig.get_path("include")}
         if subprocess.run(command, env=environment, check=False).returncode != 0:
             raise PlatformError("`swift build` failed to build lowrank_swift; what it printed stands above.")

@@ -4,7 +4,7 @@
 
 #include <sched.h>
 
-bool lr_cpu_has_avx2(void) {
+bool cpu_has_avx2(void) {
 #if defined(__x86_64__)
   // The builtin also asks XGETBV whether the system saves the wide registers.
   __builtin_cpu_init();
@@ -14,7 +14,7 @@ bool lr_cpu_has_avx2(void) {
 #endif
 }
 
-int lr_cpu_count(void) {
+int cpu_count(void) {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
   int count = CPU_COUNT(&set);

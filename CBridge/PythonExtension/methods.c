@@ -128,7 +128,7 @@ static PyObject *adapter_backward(PyObject *module, PyObject *const *args, Py_ss
   }
   const DLTensor *grad = native_borrow(&call, args[0], "grad", NATIVE_READ);
   const DLTensor *x = native_borrow(&call, args[1], "x", READ_OR_NONE);
-  const DLTensor *h = native_borrow(&call, args[2], "h", NATIVE_READ);
+  const DLTensor *h = native_borrow(&call, args[2], "h", READ_OR_NONE);
   const DLTensor *down = native_borrow(&call, args[3], "down", NATIVE_READ);
   const DLTensor *core = native_borrow(&call, args[4], "core", READ_OR_NONE);
   const DLTensor *up = native_borrow(&call, args[5], "up", NATIVE_READ);

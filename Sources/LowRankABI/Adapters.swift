@@ -69,7 +69,7 @@ public func lr_adapter_backward(
     call { () throws(LowRankError) in
         let grad = try Tensor(grad, "grad")
         let x = try Tensor.optional(x, "x")
-        let h = try Tensor(h, "h")
+        let h = try Tensor.optional(h, "h")
         let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
         let dx = try Tensor.optional(out_x, "out_x")
         let dDown = try Tensor.optional(out_down, "out_down")
@@ -79,7 +79,7 @@ public func lr_adapter_backward(
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
         let gradients = Gradients(
             x: dx?.view, down: dDown?.view, core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
-        try factors.backward(grad.view, x: x?.view, h: h.view, into: gradients, on: CPUBackend.shared)
+        try factors.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: CPUBackend.shared)
     }
 }
 

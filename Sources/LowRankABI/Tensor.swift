@@ -45,8 +45,9 @@ struct Layout {
     init(_ tensor: UnsafePointer<DLTensor>, elementSize: Int, _ argument: String) throws(LowRankError) {
         let source = tensor.pointee
         let count = Int(source.ndim)
-        guard count >= 0, count == 0 || source.shape != nil else {
-            throw .invalidArgument(argument: argument, expected: "a DLPack tensor with a shape", got: "none")
+        guard (0...Self.maxDimensions).contains(count), count == 0 || source.shape != nil else {
+            throw .invalidShape(
+                argument: argument, expected: "a DLPack tensor of at most \(Self.maxDimensions) dimensions", got: "\(count)")
         }
         var shape: [Int] = []
         for i in 0..<count { shape.append(Int(source.shape[i])) }
@@ -74,6 +75,9 @@ struct Layout {
         guard let data = source.data else {
             throw .invalidArgument(argument: argument, expected: "memory", got: "a null pointer")
         }
+        var elements = 1.0
+        for size in shape { elements *= Double(size) }
+        if elements > Self.maxElements || source.byte_offset > UInt64(Self.maxBytes) { throw Self.tooLarge(argument, shape) }
         address = data + Int(source.byte_offset)
         guard UInt(bitPattern: address) % UInt(elementSize) == 0 else {
             throw .invalidArgument(
@@ -84,12 +88,18 @@ struct Layout {
         for (size, stride) in zip(shape, strides) where size > 1 {
             let (reach, overflows) = (size - 1).multipliedReportingOverflow(by: stride)
             let (bytes, bytesOverflow) = reach.multipliedReportingOverflow(by: elementSize)
-            if overflows || bytesOverflow || bytes.magnitude > 1 << 60 { throw Self.tooLarge(argument, shape) }
+            if overflows || bytesOverflow || bytes.magnitude > UInt(Self.maxBytes) { throw Self.tooLarge(argument, shape) }
             if bytes < 0 { low += bytes } else { high += bytes }
         }
         let start = UInt(bitPattern: address)
-        extent = (start &+ UInt(bitPattern: low))..<(start &+ UInt(bitPattern: high + elementSize))
+        if low.magnitude > start || UInt.max - start < UInt(high + elementSize) { throw Self.tooLarge(argument, shape) }
+        extent = (start - low.magnitude)..<(start + UInt(high + elementSize))
     }
+
+    // Bounds far beyond any memory, below which no sum or product of sizes in this library overflows.
+    private static let maxDimensions = 32
+    private static let maxElements = 0x1p53
+    private static let maxBytes = 1 << 56
 
     private static func tooLarge(_ argument: String, _ shape: [Int]) -> LowRankError {
         .invalidShape(argument: argument, expected: "a tensor that fits the address space", got: "\(shape)")

@@ -37,17 +37,17 @@ extension Factors {
     /// - Parameters:
     ///   - g: Upstream gradient `[T, m]`.
     ///   - x: Activations `[T, n]`, needed for dA alone.
-    ///   - h: What the forward kept, `[T, r]`.
+    ///   - h: What the forward kept, `[T, r]`, needed for dB and dC alone.
     ///   - gradients: Which gradients, and where to.
     /// - Throws: ``LowRankError/invalidShape(argument:expected:got:)``,
-    ///   ``LowRankError/invalidArgument(argument:expected:got:)`` where x is missing or frozenColumns out of range, `outOfMemory`.
+    ///   ``LowRankError/invalidArgument(argument:expected:got:)`` where x or h is missing or frozenColumns out of range, `outOfMemory`.
     ///
     /// - Complexity: 2 T r m for p, the same for dB, 2 T r n each for dA and dx; workspace up to 3 T r.
     public func backward(
-        _ g: MatrixView, x: MatrixView?, h: MatrixView, into gradients: Gradients, on backend: some Backend
+        _ g: MatrixView, x: MatrixView?, h: MatrixView?, into gradients: Gradients, on backend: some Backend
     ) throws(LowRankError) {
         try requireShapes(g, x: x, h: h, gradients)
-        if let dUp = gradients.up {
+        if let dUp = gradients.up, let h {
             let between = try core.transposeApplied(toRightOf: h, on: backend)
             let trained = gradients.frozenColumns..<rank
             backend.clear(dUp[columns: 0..<gradients.frozenColumns])
@@ -56,7 +56,7 @@ extension Factors {
         }
         if gradients.core == nil && gradients.down == nil && gradients.x == nil { return }
         let p = try backend.product(g, up)
-        if let dCore = gradients.core { try writeCoreGradient(p.view, h: h, to: dCore, on: backend) }
+        if let dCore = gradients.core, let h { try writeCoreGradient(p.view, h: h, to: dCore, on: backend) }
         if gradients.down == nil && gradients.x == nil { return }
         let q = try core.applied(toRightOf: p.view, on: backend)
         if let dDown = gradients.down, let x {
@@ -76,10 +76,10 @@ extension Factors {
     }
 
     private func requireShapes(
-        _ g: MatrixView, x: MatrixView?, h: MatrixView, _ gradients: Gradients
+        _ g: MatrixView, x: MatrixView?, h: MatrixView?, _ gradients: Gradients
     ) throws(LowRankError) {
         try requireShape(g, g.rows, up.rows, "grad")
-        try requireShape(h, g.rows, rank, "h")
+        if let h { try requireShape(h, g.rows, rank, "h") }
         if let x { try requireShape(x, g.rows, down.columns, "x") }
         if let dx = gradients.x { try requireShape(dx, g.rows, down.columns, "out_x") }
         if let dDown = gradients.down {
@@ -90,6 +90,10 @@ extension Factors {
         }
         if let dUp = gradients.up { try requireShape(dUp, up.rows, rank, "out_up") }
         if let dCore = gradients.core { try core.requireGradient(dCore) }
+        if h == nil && (gradients.up != nil || gradients.core != nil) {
+            throw .invalidArgument(
+                argument: "h", expected: "what the forward kept, which the gradients of up and core need", got: "none")
+        }
         try requireFrozenColumns(gradients.frozenColumns, rank: rank)
     }
 }

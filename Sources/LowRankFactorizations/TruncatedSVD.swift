@@ -18,11 +18,27 @@ extension TruncatedSVD {
     /// What callers that say nothing get.
     public static let defaultTolerance = 1e-4
 
+    /// How the triplets are found.
+    package enum Path: Sendable {
+        /// LAPACK's SVD of a copy in the working precision.
+        case dense
+        /// Products with W until the triplets have converged.
+        case krylov
+
+        /// The cheaper one. A copy is made of small matrices alone, or where the factors are as large as the matrix.
+        init(rows: Int, columns: Int, rank: Int) {
+            let shorter = min(rows, columns)
+            let isSmall = shorter <= 512 && rows * columns <= 1 << 20
+            self = isSmall || 4 * rank >= shorter ? .dense : .krylov
+        }
+    }
+
     /// Computes the leading `rank` triplets to a checked tolerance.
     ///
     /// For each triplet `‖W v − s u‖` and `‖Wᵀu − s v‖` are at most `tolerance * s[0]`, measured with explicit products
-    /// before returning; where that takes the whole space, or `4 rank >= min(m, n)`, a dense LAPACK SVD gives them to its
-    /// working accuracy. The result is a function of the weight and the seed alone.
+    /// before returning. Small matrices, ranks from a quarter of min(m, n) on, and weights whose Krylov space would have to
+    /// grow to the whole space take a dense LAPACK SVD, which gives them to its working accuracy. The result is a function
+    /// of the weight and the seed alone.
     ///
     /// - Parameters:
     ///   - weight: `[m, n]`, any type and strides. Read only.
@@ -44,10 +60,20 @@ extension TruncatedSVD {
         on backend: some Backend
     ) throws(LowRankError) {
         try requireRank(rank, of: weight)
+        let path = Path(rows: weight.rows, columns: weight.columns, rank: rank)
+        try self.init(of: weight, rank: rank, tolerance: tolerance, seed: seed, path: path, on: backend)
+    }
+
+    /// The same on a path of the caller's choice; a Krylov path needs `min(m, n) >= 16`.
+    package init(
+        of weight: MatrixView, rank: Int, tolerance: Double = Self.defaultTolerance, seed: UInt64 = 0, path: Path,
+        on backend: some Backend
+    ) throws(LowRankError) {
+        try requireRank(rank, of: weight)
         guard tolerance > 0, tolerance < 1 else {
             throw .invalidArgument(argument: "tol", expected: "0 < tol < 1", got: "\(tolerance)")
         }
-        guard weight.maxRank > 64, 4 * rank < weight.maxRank else {
+        if path == .dense {
             self = try Self.dense(weight, rank: rank, passes: 1, on: backend)
             return
         }

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _native
+from ._version import __version__
 
 __all__ = ["show_config"]
 
@@ -23,7 +24,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
 
     if mode not in ("stdout", "dicts"):
         raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
-    config: dict[str, Any] = json.loads(_native.config())
+    config: dict[str, Any] = {"version": __version__, **json.loads(_native.config())}
     if mode == "dicts":
         return config
     print(json.dumps(config, indent=2))

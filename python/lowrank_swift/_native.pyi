@@ -30,7 +30,7 @@ def adapter_forward(
 def adapter_backward(
     grad: Any,
     x: Any | None,
-    h: Any,
+    h: Any | None,
     down: Any,
     core: Any | None,
     up: Any,

@@ -5,9 +5,9 @@
 #include <stdbool.h>
 
 /// Whether this CPU and its operating system run AVX2, FMA and F16C code. False on other architectures.
-bool lr_cpu_has_avx2(void);
+bool cpu_has_avx2(void);
 
 /// Processors that this process may run on, at least 1.
-int lr_cpu_count(void);
+int cpu_count(void);
 
 #endif

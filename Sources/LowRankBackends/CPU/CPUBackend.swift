@@ -61,7 +61,7 @@ public struct CPUBackend: Backend {
         let columnBlocks = (c.columns + Self.blockColumns - 1) / Self.blockColumns
         let blocks = rowBlocks * columnBlocks
         // Below about 50 microseconds of arithmetic waking a second thread costs more than it saves.
-        let isSmall = c.rows * c.columns * max(a.columns, 1) < 1 << 20
+        let isSmall = Double(c.rows) * Double(c.columns) * Double(a.columns) < 0x1p20
         let workers = isSmall ? 1 : min(threads, blocks)
         let space = kernels.multiplyWorkspace(min(Self.blockRows, c.rows), min(Self.blockColumns, c.columns))
         let workspace = try allocate(bytes: workers * space)

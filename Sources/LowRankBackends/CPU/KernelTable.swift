@@ -74,7 +74,7 @@ extension KernelTable {
     package static let available: [KernelTable] = {
         var tables = [reference, baseline]
         #if arch(x86_64)
-            if lr_cpu_has_avx2() { tables.append(avx2) }
+            if cpu_has_avx2() { tables.append(avx2) }
         #endif
         return tables
     }()

@@ -46,7 +46,7 @@ package enum ThreadTeam: String, Sendable {
         {
             return min(count, maxThreadCount)
         }
-        return Int(lr_cpu_count())
+        return Int(cpu_count())
     }()
 
     private static let forkedChild = Atomic<Bool>(false)

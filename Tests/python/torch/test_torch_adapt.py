@@ -330,7 +330,7 @@ def test_a_factor_that_does_not_fit_the_base_dtype():
 def test_a_residual_that_does_not_fit_the_base_dtype():
     model = nn.Sequential(nn.Linear(4, 4)).half()
     before = snapshot(model)
-    with pytest.raises(LinAlgError, match="^0: scale: expected a residual"):
+    with pytest.raises(LinAlgError, match=r"^0: scale: expected a residual"):
         adapt(model, OLoRA(2, alpha=1e7), targets=["0"], base="residual")
     assert snapshot(model) == before
 
@@ -391,7 +391,7 @@ def test_layers_whose_forward_is_not_their_own():
     with pytest.raises(ValueError, match="got ParametrizedLinear at '0'"):
         adapt(normed, OLoRA(2), targets=["0"])
     encoder = nn.TransformerEncoderLayer(8, 2, batch_first=True)
-    with pytest.raises(ValueError, match="NonDynamicallyQuantizableLinear at 'self_attn.out_proj'"):
+    with pytest.raises(ValueError, match=r"NonDynamicallyQuantizableLinear at 'self_attn.out_proj'"):
         adapt(encoder, OLoRA(2), targets=["out_proj"])
     with pytest.raises(ValueError, match="'linear1'; in eval mode"):
         adapt(encoder, OLoRA(2), targets=["linear1"])
@@ -400,15 +400,15 @@ def test_layers_whose_forward_is_not_their_own():
 def test_a_second_adapter_needs_a_free_name_and_an_intact_base():
     model = adapt(blocks(), LoLDU(2), targets=["query"])
     before = snapshot(model)
-    with pytest.raises(ValueError, match="name: expected one that is free, got 'default', which '0.query' has"):
+    with pytest.raises(ValueError, match=r"name: expected one that is free, got 'default', which '0.query' has"):
         adapt(model, OLoRA(2), targets=["query"])
-    with pytest.raises(ValueError, match="got \"residual\" at '0.query'"):
+    with pytest.raises(ValueError, match=r"got \"residual\" at '0.query'"):
         adapt(model, OLoRA(2), targets=["query"], name="second", base="residual")
     with pytest.raises(ValueError, match="'base', which none has"):
         adapt(model, OLoRA(2), targets=["base"], name="second")
     assert snapshot(model) == before
     residual = adapt(blocks(), LoLDU(2), targets=["query"], base="residual")
-    with pytest.raises(ValueError, match="got \"residual\" at '0.query'"):
+    with pytest.raises(ValueError, match=r"got \"residual\" at '0.query'"):
         adapt(residual, OLoRA(2), targets=["query"], name="second")
 
 
