@@ -53,4 +53,22 @@ if let pythonInclude {
             cSettings: [.unsafeFlags(["-I", pythonInclude])]))
 }
 
+/// Tests of one target; they see what it depends on as well.
+func tests(_ name: String, _ dependencies: Target.Dependency...) -> Target {
+    .testTarget(name: name, dependencies: dependencies + ["TestSupport"])
+}
+
+targets += [
+    // Optimised in debug builds too: its oracles are naive loops.
+    .target(
+        name: "TestSupport", dependencies: ["LowRankBackends", "LowRankCore"], path: "Tests/TestSupport",
+        swiftSettings: [.unsafeFlags(["-O"])]),
+    tests("LowRankCoreTests", "LowRankCore"),
+    tests("SIMDKernelsTests", "LowRankBackends", "LowRankCore"),
+    tests("LowRankBackendsTests", "LowRankBackends", "LowRankCore", "CLAPACK"),
+    tests("LowRankFactorizationsTests", "LowRankFactorizations", "LowRankBackends", "LowRankCore"),
+    tests("LowRankAdaptersTests", "LowRankAdapters", "LowRankFactorizations", "LowRankBackends", "LowRankCore"),
+    tests("LowRankABITests", "LowRankABI", "CLowRank"),
+]
+
 let package = Package(name: "lowrank_swift", products: products, targets: targets)

@@ -7,6 +7,7 @@ Usage: python run_swift_tests.py [arguments of swift test]
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -25,6 +26,9 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status of `swift test`, or 1 where that is 0 and yet a test failed or none ran.
     """
+    if shutil.which("swift") is None:
+        print("no `swift` was found: install it from https://www.swift.org/install/linux and put it on PATH")
+        return 1
     counts: Counter[str] = Counter()
     command = ["swift", "test", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", errors="replace") as process:

@@ -45,7 +45,7 @@ def due(t: int, total: int, fraction: float, rank: int = RANK) -> int:
 
 @every_base
 @every_optimizer
-@pytest.mark.parametrize("fraction", (0.3, 0.5, 1.0, 0.01))
+@pytest.mark.parametrize("fraction", (0.3, 0.35, 0.45, 1.0, 0.01))
 def test_schedule_and_frozen_bits(base, make_optimizer, fraction):
     model = lamda(base)
     adapter = model[0].adapters["default"]
@@ -74,6 +74,25 @@ def test_schedule_and_frozen_bits(base, make_optimizer, fraction):
         assert (adapter.up in optimizer.state) == (count < RANK)
         assert adapter.core in optimizer.state
     assert len(frozen_at) == RANK
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "counts"),
+    (
+        (10, 0.35, [1, 2, 3, 5, 5]),  # F = round(3.5) = 4: halves go to the even number
+        (10, 0.45, [1, 2, 3, 5, 5]),  # F = round(4.5) = 4
+        (10, 1.0, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
+        (3, 0.1, [5, 5]),  # F = max(1, 0)
+    ),
+)
+def test_counts_written_out(total, fraction, counts):
+    model = lamda()
+    freeze = GradualFreeze(model, total, fraction)
+    seen = []
+    for _ in counts:
+        freeze.step()
+        seen.append(model[0].adapters["default"].frozen_columns.item())
+    assert seen == counts
 
 
 def test_momentum_and_decay_would_move_frozen_columns():

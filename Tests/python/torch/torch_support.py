@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_swift import Factors
-from lowrank_swift.torch import LaMDA, LoLDU, OLoRA, PiSSA, adapt, named_adapters
+from lowrank_swift.torch import LaMDA, LoLDU, OLoRA, PiSSA, adapt, named_adapters, trainable_parameters
 from lowrank_swift.torch._adapter import Adapter
 from lowrank_swift.torch._linear import AdaptedLinear
 from torch import Tensor, nn
@@ -94,3 +94,28 @@ def shift_parameters(layer: nn.Module, seed: int = 1) -> None:
 def walk_tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(8, 8)
+        self.value = nn.Linear(8, 8, bias=False)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.query(x).tanh() * self.value(x))
+
+
+def blocks(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(Block(), Block(), nn.Linear(8, 3))
+
+
+def train(model: nn.Module, steps: int = 3, **options) -> None:
+    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=1e-2, **options)
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(7))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ._linear import AdaptedLinear
@@ -98,7 +99,7 @@ def check_site(site: Site, adapter_name: str, intact: bool) -> None:
 
 
 def check_unshared(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse to change a weight whose memory another parameter or buffer of the model shares.
+    """Refuse to change a weight whose memory is shared, by another parameter or buffer of the model or by itself.
 
     Raises:
         ValueError: naming the layer and what it is shared with.
@@ -107,10 +108,12 @@ def check_unshared(model: nn.Module, sites: Sequence[Site]) -> None:
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
     }
-    spans = {name: _span(tensor) for name, tensor in tensors.items() if tensor.numel() and not tensor.is_meta}
+    spans = {name: _span(tensor) for name, tensor in tensors.items() if tensor.layout is torch.strided}
     for site in sites:
         own = f"{site.name}.weight"
         begin, end = spans[own]
+        if end - begin < site.weight.nbytes:
+            raise ValueError(f'base: expected "intact" for a weight that overlaps itself, got "residual" for {own!r}')
         shared = [name for name, (first, last) in spans.items() if name != own and first < end and begin < last]
         if shared:
             raise ValueError(
@@ -120,5 +123,8 @@ def check_unshared(model: nn.Module, sites: Sequence[Site]) -> None:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor's memory and the one after the last; an empty range where it has none."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return 0, 0
     extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size()

@@ -1,0 +1,78 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import LowRankCore
+import TestSupport
+import Testing
+
+// One kernel call each, on whole matrices: what a backend does for one block.
+
+extension KernelTable {
+    /// `c = alpha * a b + beta * c`, with a workspace of the size asked for and a guard behind it.
+    func multiply(
+        _ alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView, label: String,
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) {
+        let needed = multiplyWorkspace(c.rows, c.columns)
+        let guardBytes = 256
+        let workspace = UnsafeMutableRawPointer.allocate(byteCount: needed + guardBytes, alignment: 64)
+        defer { workspace.deallocate() }
+        // Bytes of a NaN in every type, so that a workspace read before it is written shows.
+        workspace.initializeMemory(as: UInt8.self, repeating: 0xff, count: needed + guardBytes)
+        let kernel = [a, b, c].contains { $0.type == .float64 } ? multiplyFloat64 : multiplyFloat32
+        kernel(
+            c.rows, c.columns, a.columns, alpha, a.address, a.type.rawValue, a.rowStride, a.columnStride,
+            b.address, b.type.rawValue, b.rowStride, b.columnStride,
+            beta, c.address, c.type.rawValue, c.rowStride, c.columnStride, workspace)
+        let isIntact = (needed..<(needed + guardBytes)).allSatisfy { workspace.load(fromByteOffset: $0, as: UInt8.self) == 0xff }
+        #expect(isIntact, "\(label): memory behind the workspace was written", sourceLocation: sourceLocation)
+    }
+
+    /// `target = diag(rowFactors) source diag(columnFactors) + beta * target` in float32 or float64.
+    func copyScaled(
+        _ source: MatrixView, rowFactors: [Double]? = nil, columnFactors: [Double]? = nil, beta: Double = 0,
+        to target: MatrixView, inFloat64: Bool
+    ) {
+        if inFloat64 {
+            withLine(rowFactors) { rowLine in
+                withLine(columnFactors) { columnLine in
+                    copyScaledFloat64(
+                        source.rows, source.columns, source.address, source.type.rawValue, source.rowStride,
+                        source.columnStride, rowLine, columnLine, beta, target.address, target.type.rawValue,
+                        target.rowStride, target.columnStride)
+                }
+            }
+        } else {
+            withLine(rowFactors?.map { Float($0) }) { rowLine in
+                withLine(columnFactors?.map { Float($0) }) { columnLine in
+                    copyScaledFloat32(
+                        source.rows, source.columns, source.address, source.type.rawValue, source.rowStride,
+                        source.columnStride, rowLine, columnLine, beta, target.address, target.type.rawValue,
+                        target.rowStride, target.columnStride)
+                }
+            }
+        }
+    }
+
+    private func withLine<Element>(_ values: [Element]?, _ body: (UnsafePointer<Element>?) -> Void) {
+        guard let values else { return body(nil) }
+        values.withUnsafeBufferPointer { body($0.baseAddress) }
+    }
+
+    func maxMagnitude(of view: MatrixView) -> Double {
+        maxMagnitude(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
+    }
+
+    func firstNonFinite(in view: MatrixView) -> Int {
+        firstNonFinite(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
+    }
+
+    /// Adds the column products of a and b to `sums`.
+    func addColumnDots(_ a: MatrixView, _ b: MatrixView, to sums: inout [Double]) {
+        sums.withUnsafeMutableBufferPointer { buffer in
+            guard let target = buffer.baseAddress else { return }
+            columnDots(
+                a.rows, a.columns, a.address, a.type.rawValue, a.rowStride, a.columnStride,
+                b.address, b.type.rawValue, b.rowStride, b.columnStride, target)
+        }
+    }
+}

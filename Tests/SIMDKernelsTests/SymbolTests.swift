@@ -1,0 +1,38 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import TestSupport
+import Testing
+
+/// The linker keeps one copy of equal weak symbols for the whole program. A copy from an object for a wider instruction
+/// set would then run on processors that lack it, so such an object must hold no weak code but its own.
+@Suite struct SymbolTests {
+    private static let hasNM = SourceTree.output(of: "nm --version") != nil
+
+    @Test(.enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"])
+    func wideKernelsExportNoSharedCode(module: String) throws {
+        let folder = "\(SourceTree.buildFolder)/\(module).build"
+        let objects = SourceTree.files(under: folder, ending: ".o")
+        #if arch(x86_64)
+            try #require(!objects.isEmpty, "no object files in \(folder)")
+        #endif
+        for object in objects {
+            let symbols = try #require(SourceTree.output(of: "nm --defined-only '\(object)'"))
+            // Lines are: address, kind, name.
+            let weak = symbols.map { $0.split(separator: " ") }.filter { $0.count == 3 && ["W", "w"].contains($0[1]) }
+            let shared = weak.map { $0[2] }.filter { !$0.contains(module) }
+            #expect(shared.isEmpty, "\(object.split(separator: "/").last ?? "") shares weak code")
+        }
+    }
+
+    /// Without this the test above would pass on objects that hold none of the kernels.
+    @Test(.enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"])
+    func wideKernelsAreInTheirObjects(module: String) {
+        let objects = SourceTree.files(under: "\(SourceTree.buildFolder)/\(module).build", ending: ".o")
+        let symbols = objects.flatMap { SourceTree.output(of: "nm --defined-only '\($0)'") ?? [] }
+        #if arch(x86_64)
+            for kernel in ["multiplyFloat32", "multiplyFloat64", "copyScaledFloat32", "maxMagnitude", "columnDots"] {
+                #expect(symbols.contains { $0.contains(" T ") && $0.contains(module) && $0.contains(kernel) }, "\(kernel)")
+            }
+        #endif
+    }
+}
