@@ -176,12 +176,28 @@ func requireSeparate(outputs: [Tensor?], inputs: [Tensor?] = []) throws(LowRankE
     let outputs = outputs.compactMap { $0 }
     let inputs = inputs.compactMap { $0 }
     for (i, output) in outputs.enumerated() {
-        let view = output.view
-        if (view.rows > 1 && view.rowStride == 0) || (view.columns > 1 && view.columnStride == 0) {
-            throw .overlap(argument: output.argument, other: "itself (a stride of 0)")
+        if output.view.overlapsItself {
+            throw .overlap(argument: output.argument, other: "itself")
         }
         for other in outputs[(i + 1)...] + inputs where !output.extent.isEmpty && output.extent.overlaps(other.extent) {
             throw .overlap(argument: output.argument, other: other.argument)
         }
     }
+}
+
+extension MatrixView {
+    /// Whether two elements share an address.
+    fileprivate var overlapsItself: Bool {
+        if rows <= 1 { return columns > 1 && columnStride == 0 }
+        if columns <= 1 { return rowStride == 0 }
+        // i steps of one stride meet j of the other first where both are divided by their common divisor.
+        let divisor = max(greatestCommonDivisor(rowStride.magnitude, columnStride.magnitude), 1)
+        return columnStride.magnitude / divisor < UInt(rows) && rowStride.magnitude / divisor < UInt(columns)
+    }
+}
+
+private func greatestCommonDivisor(_ a: UInt, _ b: UInt) -> UInt {
+    var (a, b) = (a, b)
+    while b != 0 { (a, b) = (b, a % b) }
+    return a
 }

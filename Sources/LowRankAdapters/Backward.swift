@@ -52,7 +52,7 @@ extension Factors {
             let trained = gradients.frozenColumns..<rank
             backend.clear(dUp[columns: 0..<gradients.frozenColumns])
             try backend.multiply(
-                alpha: scale, g.transposed, between.view[columns: trained], beta: 0, into: dUp[columns: trained])
+                alpha: scale, g.transposed, between[columns: trained], beta: 0, into: dUp[columns: trained])
         }
         if gradients.core == nil && gradients.down == nil && gradients.x == nil { return }
         let p = try backend.product(g, up)
@@ -60,9 +60,9 @@ extension Factors {
         if gradients.down == nil && gradients.x == nil { return }
         let q = try core.applied(toRightOf: p.view, on: backend)
         if let dDown = gradients.down, let x {
-            try backend.multiply(alpha: scale, q.view.transposed, x, beta: 0, into: dDown)
+            try backend.multiply(alpha: scale, q.transposed, x, beta: 0, into: dDown)
         }
-        if let dx = gradients.x { try backend.multiply(alpha: scale, q.view, down, beta: 1, into: dx) }
+        if let dx = gradients.x { try backend.multiply(alpha: scale, q, down, beta: 1, into: dx) }
     }
 
     private func writeCoreGradient(

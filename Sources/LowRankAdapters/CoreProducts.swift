@@ -6,40 +6,28 @@ import LowRankCore
 
 extension Core {
     /// `x C`. The identity returns x itself.
-    func applied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> CoreProduct {
+    func applied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> MatrixView {
         try product(x, on: backend) { $0 }
     }
 
     /// `x Cᵀ`. The identity returns x itself.
-    func transposeApplied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> CoreProduct {
+    func transposeApplied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> MatrixView {
         try product(x, on: backend) { $0.transposed }
     }
 
     private func product(
         _ x: MatrixView, on backend: some Backend, orientation: (MatrixView) -> MatrixView
-    ) throws(LowRankError) -> CoreProduct {
+    ) throws(LowRankError) -> MatrixView {
         switch self {
         case .identity:
-            return CoreProduct(view: x, owner: nil)
+            return x
         case .diagonal(let vector):
             let type = backend.computeType(x, vector)
             let result = try backend.makeMatrix(rows: x.rows, columns: x.columns, type: type, order: .rowMajor)
             try backend.copy(x, rowFactors: nil, columnFactors: vector, to: result.view)
-            return CoreProduct(view: result.view, owner: result)
+            return result.view
         case .square(let matrix):
-            let result = try backend.product(x, orientation(matrix))
-            return CoreProduct(view: result.view, owner: result)
+            return try backend.product(x, orientation(matrix)).view
         }
-    }
-}
-
-/// A product with a core, and the memory that holds it unless it is the operand's own.
-struct CoreProduct {
-    let view: MatrixView
-    private let owner: Matrix?
-
-    init(view: MatrixView, owner: Matrix?) {
-        self.view = view
-        self.owner = owner
     }
 }

@@ -31,9 +31,9 @@ public struct EffectiveUp {
         try requireShape(target, up.rows, up.columns, "out")
         if let start { try requireShape(start, up.rows, up.columns, "start") }
         let product = try core.applied(toRightOf: up, on: backend)
-        guard let start else { return try backend.copy(product.view, to: target) }
+        guard let start else { return try backend.copy(product, to: target) }
         try backend.copy(start, to: target)
-        try backend.accumulate(product.view, beta: -1, into: target)
+        try backend.accumulate(product, beta: -1, into: target)
     }
 
     /// The gradients of ``write(minus:to:on:)``: `dB = dM Cᵀ` and `dC = Bᵀ dM` (its diagonal for a diagonal core).

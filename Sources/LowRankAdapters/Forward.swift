@@ -24,6 +24,6 @@ extension Factors {
         try requireShape(h, x.rows, rank, "out_h")
         try backend.multiply(alpha: 1, x, down.transposed, beta: 0, into: h)
         let between = try core.transposeApplied(toRightOf: h, on: backend)
-        try backend.multiply(alpha: scale, between.view, up.transposed, beta: 1, into: y)
+        try backend.multiply(alpha: scale, between, up.transposed, beta: 1, into: y)
     }
 }

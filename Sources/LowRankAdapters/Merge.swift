@@ -19,6 +19,6 @@ extension Factors {
             }
         }
         let left = try core.applied(toRightOf: up, on: backend)
-        try backend.multiply(alpha: scale, left.view, down, beta: 1, into: weight)
+        try backend.multiply(alpha: scale, left, down, beta: 1, into: weight)
     }
 }

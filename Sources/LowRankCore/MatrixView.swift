@@ -1,9 +1,9 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 
-/// A matrix in memory that somebody else owns: any element type, any strides (also zero or negative).
+/// A matrix in memory: any element type, any strides (also zero or negative).
 ///
-/// The view neither retains nor frees the memory, which must outlive it. Reading or writing it is up to the operation;
-/// each says which of its views it writes.
+/// A view of a ``Matrix`` keeps it alive. Memory that somebody else owns must outlive its views. Reading or writing is up
+/// to the operation; each says which of its views it writes.
 public struct MatrixView {
     /// Address of element [0, 0].
     public let address: UnsafeMutableRawPointer
@@ -14,12 +14,16 @@ public struct MatrixView {
     public let rowStride: Int
     /// Distance between columns, in elements.
     public let columnStride: Int
+    /// What the memory lives as long as; nil where the caller sees to that.
+    private let owner: AnyObject?
 
     /// - Parameters:
     ///   - address: Element [0, 0], aligned to the element's size.
     ///   - rowStride, columnStride: In elements.
+    ///   - owner: Kept alive by the view and by all views made from it.
     public init(
-        address: UnsafeMutableRawPointer, type: ScalarType, rows: Int, columns: Int, rowStride: Int, columnStride: Int
+        address: UnsafeMutableRawPointer, type: ScalarType, rows: Int, columns: Int, rowStride: Int, columnStride: Int,
+        owner: AnyObject? = nil
     ) {
         self.address = address
         self.type = type
@@ -27,12 +31,14 @@ public struct MatrixView {
         self.columns = columns
         self.rowStride = rowStride
         self.columnStride = columnStride
+        self.owner = owner
     }
 
     /// The same memory read with rows and columns exchanged.
     public var transposed: MatrixView {
         MatrixView(
-            address: address, type: type, rows: columns, columns: rows, rowStride: columnStride, columnStride: rowStride)
+            address: address, type: type, rows: columns, columns: rows, rowStride: columnStride, columnStride: rowStride,
+            owner: owner)
     }
 
     /// The same memory, `[row range, column range]`.
@@ -42,7 +48,7 @@ public struct MatrixView {
         let offset = rowRange.lowerBound * rowStride + columnRange.lowerBound * columnStride
         return MatrixView(
             address: address + offset * type.size, type: type, rows: rowRange.count, columns: columnRange.count,
-            rowStride: rowStride, columnStride: columnStride)
+            rowStride: rowStride, columnStride: columnStride, owner: owner)
     }
 
     /// All rows of a column range.
@@ -55,7 +61,7 @@ public struct MatrixView {
     public var diagonal: MatrixView {
         MatrixView(
             address: address, type: type, rows: min(rows, columns), columns: 1, rowStride: rowStride + columnStride,
-            columnStride: 1)
+            columnStride: 1, owner: owner)
     }
 
     public var isEmpty: Bool { rows == 0 || columns == 0 }
@@ -75,17 +81,32 @@ public enum StorageOrder: Sendable {
 
 /// A matrix that owns its memory. Contents are undefined until written.
 public final class Matrix {
-    public let view: MatrixView
+    private let address: UnsafeMutableRawPointer
+    private let type: ScalarType
+    public let rows: Int
+    public let columns: Int
+    private let order: StorageOrder
     private let release: (UnsafeMutableRawPointer) -> Void
 
-    /// Takes over `view`'s memory; `release` is called with its address once nothing refers to the matrix.
-    package init(adopting view: MatrixView, release: @escaping (UnsafeMutableRawPointer) -> Void) {
-        self.view = view
+    /// Takes over memory for a compact matrix; `release` is called with its address once nothing refers to the matrix.
+    package init(
+        adopting address: UnsafeMutableRawPointer, rows: Int, columns: Int, type: ScalarType, order: StorageOrder,
+        release: @escaping (UnsafeMutableRawPointer) -> Void
+    ) {
+        self.address = address
+        self.type = type
+        self.rows = rows
+        self.columns = columns
+        self.order = order
         self.release = release
     }
 
-    deinit { release(view.address) }
+    deinit { release(address) }
 
-    public var rows: Int { view.rows }
-    public var columns: Int { view.columns }
+    /// The matrix as operands take it; keeps the matrix alive.
+    public var view: MatrixView {
+        MatrixView(
+            address: address, type: type, rows: rows, columns: columns, rowStride: order == .rowMajor ? columns : 1,
+            columnStride: order == .rowMajor ? 1 : rows, owner: self)
+    }
 }

@@ -83,9 +83,9 @@ private func combine<V: ComputeVector>(
     var r1 = alpha * p1
     if !(beta == .zero) {
         let factor = V(repeating: beta)
-        r0 = r0 + factor * low.loadUnaligned(as: V.self)
-        r1 = r1 + factor * high.loadUnaligned(as: V.self)
+        r0 = r0 + factor * V.read(low)
+        r1 = r1 + factor * V.read(high)
     }
-    low.storeBytes(of: r0, as: V.self)
-    high.storeBytes(of: r1, as: V.self)
+    r0.write(low)
+    r1.write(high)
 }

@@ -19,18 +19,26 @@ protocol ComputeVector: BitwiseCopyable {
     static func * (a: Self, b: Self) -> Self
     /// `self + a * b`, fused where the instruction set has it.
     func accumulating(_ a: Self, _ b: Self) -> Self
+    /// Reads and writes at any address. Part of the protocol, because the standard library's generic forms would leave
+    /// weak copies of themselves in every instruction set's objects.
+    static func read(_ address: UnsafeRawPointer) -> Self
+    func write(_ address: UnsafeMutableRawPointer)
 }
 
 extension FloatVector: ComputeVector {
     typealias Element = Float
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
+    @inline(__always) static func read(_ address: UnsafeRawPointer) -> FloatVector { address.loadUnaligned(as: FloatVector.self) }
+    @inline(__always) func write(_ address: UnsafeMutableRawPointer) { address.storeBytes(of: self, as: FloatVector.self) }
 }
 
 extension DoubleVector: ComputeVector {
     typealias Element = Double
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
+    @inline(__always) static func read(_ address: UnsafeRawPointer) -> DoubleVector { address.loadUnaligned(as: DoubleVector.self) }
+    @inline(__always) func write(_ address: UnsafeMutableRawPointer) { address.storeBytes(of: self, as: DoubleVector.self) }
 }
 
 /// Without FMA `addingProduct` would be a library call per lane.

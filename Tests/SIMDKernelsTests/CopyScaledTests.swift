@@ -21,7 +21,7 @@ import Testing
             ? TestMatrix(undefined: source.rows, source.columns, targetType, targetLayout)
             : TestMatrix(old, targetType, targetLayout)
         table.copyScaled(
-            from.view, rowFactors: factors.rows, columnFactors: factors.columns, beta: beta, to: to.view,
+            from, rowFactors: factors.rows, columnFactors: factors.columns, beta: beta, to: to,
             inFloat64: inFloat64)
         var expected = source
         if let rows = factors.rows { expected = expected.scalingRows(by: rows) }
@@ -75,9 +75,9 @@ import Testing
         let source = RealMatrix.integers(6, 19, seed: 7)
         let factors = RealMatrix.integers(1, 6, seed: 8).values
         let matrix = TestMatrix(source, type, .paddedRows)
-        table.copyScaled(matrix.view, rowFactors: factors, to: matrix.view, inFloat64: type == .float64)
+        table.copyScaled(matrix, rowFactors: factors, to: matrix, inFloat64: type == .float64)
         expectEqual(matrix.values, source.scalingRows(by: factors), "\(table.name) \(type)")
-        table.copyScaled(matrix.view, beta: -1, to: matrix.view, inFloat64: type == .float64)
+        table.copyScaled(matrix, beta: -1, to: matrix, inFloat64: type == .float64)
         expectEqual(matrix.values, RealMatrix(6, 19, repeating: 0), "\(table.name) \(type): x - x")
         expectIntactGuard(matrix, label: "\(table.name) \(type)")
     }

@@ -4,14 +4,16 @@ import LowRankCore
 import TestSupport
 import Testing
 
-// One kernel call each, on whole matrices: what a backend does for one block.
+// One kernel call each, on whole matrices: what a backend does for one block. They take the matrices and not their views,
+// which keeps the memory alive.
 
 extension KernelTable {
     /// `c = alpha * a b + beta * c`, with a workspace of the size asked for and a guard behind it.
     func multiply(
-        _ alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView, label: String,
+        _ alpha: Double, _ a: TestMatrix, _ b: TestMatrix, beta: Double, into c: TestMatrix, label: String,
         sourceLocation: SourceLocation = #_sourceLocation
     ) {
+        let (a, b, c) = (a.view, b.view, c.view)
         let needed = multiplyWorkspace(c.rows, c.columns)
         let guardBytes = 256
         let workspace = UnsafeMutableRawPointer.allocate(byteCount: needed + guardBytes, alignment: 64)
@@ -29,9 +31,10 @@ extension KernelTable {
 
     /// `target = diag(rowFactors) source diag(columnFactors) + beta * target` in float32 or float64.
     func copyScaled(
-        _ source: MatrixView, rowFactors: [Double]? = nil, columnFactors: [Double]? = nil, beta: Double = 0,
-        to target: MatrixView, inFloat64: Bool
+        _ source: TestMatrix, rowFactors: [Double]? = nil, columnFactors: [Double]? = nil, beta: Double = 0,
+        to target: TestMatrix, inFloat64: Bool
     ) {
+        let (source, target) = (source.view, target.view)
         if inFloat64 {
             withLine(rowFactors) { rowLine in
                 withLine(columnFactors) { columnLine in
@@ -58,16 +61,19 @@ extension KernelTable {
         values.withUnsafeBufferPointer { body($0.baseAddress) }
     }
 
-    func maxMagnitude(of view: MatrixView) -> Double {
-        maxMagnitude(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
+    func maxMagnitude(of matrix: TestMatrix) -> Double {
+        let view = matrix.view
+        return maxMagnitude(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
     }
 
-    func firstNonFinite(in view: MatrixView) -> Int {
-        firstNonFinite(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
+    func firstNonFinite(in matrix: TestMatrix) -> Int {
+        let view = matrix.view
+        return firstNonFinite(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
     }
 
     /// Adds the column products of a and b to `sums`.
-    func addColumnDots(_ a: MatrixView, _ b: MatrixView, to sums: inout [Double]) {
+    func addColumnDots(_ a: TestMatrix, _ b: TestMatrix, to sums: inout [Double]) {
+        let (a, b) = (a.view, b.view)
         sums.withUnsafeMutableBufferPointer { buffer in
             guard let target = buffer.baseAddress else { return }
             columnDots(

@@ -23,7 +23,7 @@ import Testing
         let label = """
             \(table.name) \(rows)x\(columns)x\(depth) alpha \(alpha) beta \(beta) types \(types) layouts \(layouts) seed \(seed)
             """
-        table.multiply(alpha, a.view, b.view, beta: beta, into: c.view, label: label)
+        table.multiply(alpha, a, b, beta: beta, into: c, label: label)
         let product = alpha * (a.values * b.values)
         expectEqual(c.values, (beta == 0 ? product : product + beta * old).rounded(to: types.c), label)
         expectIntactGuard(a, b, c, label: label)

@@ -45,6 +45,25 @@ public func expectEqual(
     Issue.record("\(label()): \(got.firstDifference(from: expected))", sourceLocation: sourceLocation)
 }
 
+/// Expects elements of these bits, where any NaN stands for any other.
+///
+/// - Parameter inputs: What the elements were made from, for messages.
+public func expectBits(
+    _ matrix: TestMatrix, _ expected: [UInt64], from inputs: [UInt64], _ label: @autoclosure () -> String,
+    sourceLocation: SourceLocation = #_sourceLocation
+) {
+    let type = matrix.view.type
+    let got = matrix.bits
+    #expect(got.count == expected.count, sourceLocation: sourceLocation)
+    for (index, (bits, wanted)) in zip(got, expected).enumerated() where bits != wanted {
+        if type.value(of: bits).isNaN && type.value(of: wanted).isNaN { continue }
+        let numbers = [inputs[index], bits, wanted].map { "0x" + String($0, radix: 16) }
+        let message = "bits \(numbers[0]) became \(numbers[1]), not \(numbers[2])"
+        Issue.record("\(label()): \(message)", sourceLocation: sourceLocation)
+        return
+    }
+}
+
 /// Expects the memory between and around a matrix's elements to be untouched.
 public func expectIntactGuard(
     _ matrices: TestMatrix..., label: @autoclosure () -> String, sourceLocation: SourceLocation = #_sourceLocation

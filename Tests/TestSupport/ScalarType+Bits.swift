@@ -27,6 +27,20 @@ extension ScalarType {
     /// The nearest number of this type, ties to even.
     public func rounded(_ value: Double) -> Double { self.value(of: bits(of: value)) }
 
+    /// All finite numbers of a 16-bit type, the middles between neighbours (ties, the step to infinity among them) and
+    /// float32's neighbours of those, with both signs.
+    public var numbersAndTies: [Float] {
+        precondition(size == 2, "a 16-bit type")
+        let infinity = bits(of: .infinity)
+        return (0..<infinity).flatMap { bits in
+            let number = value(of: bits)
+            // Beyond the largest finite number the next one would be where the exponent would continue.
+            let step = bits + 1 < infinity ? value(of: bits + 1) - number : number - value(of: bits - 1)
+            let middle = Float(number + step / 2)
+            return [Float(number), middle.nextDown, middle, middle.nextUp].flatMap { [$0, -$0] }
+        }
+    }
+
     /// bfloat16 has float32's exponents and 8 bits of significand. Dividing by its last place is exact.
     private static func nearestBFloat16(_ value: Double) -> Double {
         guard value.isFinite, value != 0 else { return value }

@@ -67,6 +67,12 @@ public final class TestMatrix {
         self.init(RealMatrix(rows, columns, repeating: .nan), type, layout)
     }
 
+    /// A matrix of elements with these bits, row by row.
+    public convenience init(bits: [UInt64], columns: Int, _ type: ScalarType, _ layout: Layout = .rowMajor) {
+        self.init(undefined: bits.count / columns, columns, type, layout)
+        for (index, bits) in bits.enumerated() { setBits(bits, index / columns, index % columns) }
+    }
+
     deinit { memory.deallocate() }
 
     /// The numbers in memory.
