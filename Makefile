@@ -15,7 +15,7 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-python clean
+.PHONY: help demo test test-swift test-python bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -31,6 +31,10 @@ test-swift: $(VENV)/.system ## Run the tests of the Swift library
 
 test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Python package
 	$(VENV_PYTHON) -m pytest Tests/python
+
+bench: $(VENV)/.installed-demo ## Time the initializers beside PEFT's and torch's, and check the results
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/run.py \
+		--shapes small,4096,11008 --out bench-results.json
 
 clean: ## Remove what the other targets made, but not their results
 	rm -rf $(VENV) .build build dist python/lowrank_swift.egg-info

@@ -30,12 +30,10 @@ import Testing
     private func checkStores(_ numbers: [Float], to type: ScalarType, _ table: KernelTable, _ label: String) {
         let inputs = numbers.map { UInt64($0.bitPattern) }
         let expected = numbers.map { type.bits(of: Double($0)) }
-        // Eight numbers come of each number of the type.
-        let columns = 8
-        let source = TestMatrix(bits: inputs, columns: columns, .float32)
+        let source = TestMatrix(bits: inputs, columns: inputs.count, .float32)
         for layout in [Layout.rowMajor, .strided] {
             for inFloat64 in [false, true] {
-                let target = TestMatrix(undefined: numbers.count / columns, columns, type, layout)
+                let target = TestMatrix(undefined: 1, inputs.count, type, layout)
                 table.copyScaled(source, to: target, inFloat64: inFloat64)
                 expectBits(target, expected, from: inputs, "\(table.name) float32 to \(type), \(label), \(layout)")
             }

@@ -42,6 +42,9 @@ def main(
     chosen = [shape for group in _chosen(shapes, SHAPES) for shape in SHAPES[group]]
     wanted = [name for name in names.split(",") if name]
     use_threads(threads)
+    facts = environment()
+    if facts["build"] != "release":
+        raise SystemExit("lowrank_swift was built for debugging: its times mean nothing")
     results = []
     todo = rows(chosen, [DTYPES[name] for name in _chosen(dtypes, DTYPES)])
     for row in track(todo, "Timing", console=Console(stderr=True)):
@@ -50,7 +53,7 @@ def main(
     if not results:
         raise typer.BadParameter(f"no row is called {names}", param_hint="--names")
     console.print(_table(results))
-    record = {"environment": environment(), "command": sys.argv, "rows": results}
+    record = {"environment": facts, "command": sys.argv, "rows": results}
     if out is not None:
         partial = out.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1) + "\n")

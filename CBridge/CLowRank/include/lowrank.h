@@ -51,7 +51,7 @@ int32_t lr_abi_version_minor(void);
 /// Text of the last failure on this thread; "" before the first. Valid until the thread's next failure.
 const char *lr_last_error_message(void);
 
-/// JSON object: instruction set in use and those of the CPU, BLAS build string and core, threads and the team they are of.
+/// JSON object: release or debug build, instruction set in use and those of the CPU, BLAS build string and core, threads and the team they are of.
 /// Valid until this thread's next call of this function.
 const char *lr_config(void);
 

@@ -18,8 +18,14 @@ extension CPUBackend {
         func quoted(_ text: String) -> String {
             "\"" + text.map { $0 == "\"" || $0 == "\\" ? "\\\($0)" : "\($0)" }.joined() + "\""
         }
+        #if DEBUG
+            let build = "debug"
+        #else
+            let build = "release"
+        #endif
         let kernelNames = KernelTable.available.map { quoted($0.name) }.joined(separator: ", ")
         return [
+            ("build", quoted(build)),
             ("instruction_set", quoted(KernelTable.current.name)),
             ("instruction_sets", "[\(kernelNames)]"),
             ("blas", quoted(String(cString: openblas_get_config()))),

@@ -1,0 +1,40 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import LowRankCore
+import TestSupport
+import Testing
+
+@Suite struct CPUBackendMemoryTests {
+    @Test(arguments: ScalarType.allCases)
+    func matricesAreAlignedAndCompact(type: ScalarType) throws {
+        for (rows, columns) in [(3, 5), (0, 4), (4, 0), (1, 1)] {
+            let byRow = try CPUBackend.shared.makeMatrix(rows: rows, columns: columns, type: type, order: .rowMajor)
+            let byColumn = try CPUBackend.shared.makeMatrix(rows: rows, columns: columns, type: type, order: .columnMajor)
+            #expect(byRow.view.rowStride == columns && byRow.view.columnStride == 1)
+            #expect(byColumn.view.rowStride == 1 && byColumn.view.columnStride == rows)
+            for matrix in [byRow, byColumn] {
+                #expect(matrix.rows == rows && matrix.columns == columns && matrix.view.type == type)
+                #expect(UInt(bitPattern: matrix.view.address) % 64 == 0)
+            }
+        }
+    }
+
+    @Test func refusedMemoryIsAnError() {
+        // More than a process can address.
+        #expect(throws: LowRankError.outOfMemory(bytes: 1 << 53)) {
+            try CPUBackend.shared.makeMatrix(rows: 1 << 40, columns: 1 << 10, type: .float64, order: .rowMajor)
+        }
+    }
+
+    @Test func refusedMemoryLeavesTheTargetAlone() {
+        // The product's workspace fits; the vector of factors does not, as its view claims 2^50 equal elements.
+        let one = TestMatrix(RealMatrix(1, 1, repeating: 1), .float64)
+        let huge = MatrixView(
+            address: one.view.address, type: .float64, rows: 1, columns: 1 << 50, rowStride: 0, columnStride: 0)
+        let empty = MatrixView(address: one.view.address, type: .float64, rows: 0, columns: 1, rowStride: 1, columnStride: 1)
+        #expect(throws: LowRankError.outOfMemory(bytes: 1 << 53)) {
+            try CPUBackend.shared.copy(empty, rowFactors: huge, columnFactors: nil, to: empty)
+        }
+        #expect(one.values[0, 0] == 1)
+    }
+}
