@@ -15,7 +15,7 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-python bench clean
+.PHONY: help demo test test-swift test-abi test-python bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -24,10 +24,13 @@ help: ## Show this list
 demo: $(VENV)/.installed-demo $(VENV)/.model ## Fine-tune a pretrained transformer by several methods and compare them
 	$(VENV)/bin/lowrank-swift demo
 
-test: test-swift test-python ## Run all tests
+test: test-swift test-abi test-python ## Run all tests
 
 test-swift: $(VENV)/.system ## Run the tests of the Swift library
 	$(PYTHON) $(TOOLS)/run_swift_tests.py
+
+test-abi: $(VENV)/.system ## Call the C ABI from a C program
+	swift run ABITests
 
 test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Python package
 	$(VENV_PYTHON) -m pytest Tests/python

@@ -69,6 +69,7 @@ targets += [
     tests("LowRankFactorizationsTests", "LowRankFactorizations", "LowRankBackends", "LowRankCore"),
     tests("LowRankAdaptersTests", "LowRankAdapters", "LowRankFactorizations", "LowRankBackends", "LowRankCore"),
     tests("LowRankABITests", "LowRankABI", "CLowRank"),
+    .executableTarget(name: "ABITests", dependencies: ["LowRankABI", "CLowRank"], path: "Tests/ABITests"),
 ]
 
 let package = Package(name: "lowrank_swift", products: products, targets: targets)
