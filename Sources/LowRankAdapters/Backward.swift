@@ -104,8 +104,10 @@ extension Core {
         guard let view else {
             throw .invalidArgument(argument: "out_core", expected: "none for an adapter without a core", got: gradient.shape)
         }
-        if gradient.rows * gradient.columns != view.rows * view.columns || (gradient.rows == 1) != (view.rows == 1) {
-            throw .invalidShape(argument: "out_core", expected: "shape \(view.shape)", got: gradient.shape)
+        if case .square = self { return try requireShape(gradient, view.rows, view.columns, "out_core") }
+        let count = view.rows * view.columns
+        if gradient.rows * gradient.columns != count || (gradient.rows != 1 && gradient.columns != 1) {
+            throw .invalidShape(argument: "out_core", expected: "shape [\(count)]", got: gradient.shape)
         }
     }
 }

@@ -32,8 +32,14 @@ public struct EffectiveUp {
         if let start { try requireShape(start, up.rows, up.columns, "start") }
         let product = try core.applied(toRightOf: up, on: backend)
         guard let start else { return try backend.copy(product, to: target) }
-        try backend.copy(start, to: target)
-        try backend.accumulate(product, beta: -1, into: target)
+        // A target of another type would round the start before it is subtracted.
+        let type = backend.computeType(product, start)
+        let owner = try target.type == type ? nil : backend.makeMatrix(
+            rows: up.rows, columns: up.columns, type: type, order: .rowMajor)
+        let difference = owner?.view ?? target
+        try backend.copy(start, to: difference)
+        try backend.accumulate(product, beta: -1, into: difference)
+        if owner != nil { try backend.copy(difference, to: target) }
     }
 
     /// The gradients of ``write(minus:to:on:)``: `dB = dM Cᵀ` and `dC = Bᵀ dM` (its diagonal for a diagonal core).

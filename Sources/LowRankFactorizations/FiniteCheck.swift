@@ -19,7 +19,12 @@ func requireFinite(
         first = found
     }
     if let first { throw .nonFinite(argument: "weight", row: first.row, column: first.column) }
-    throw .numericalFailure(
+    throw overflow(of: operation)
+}
+
+/// What is thrown where finite entries have overflowed on the way.
+func overflow(of operation: String) -> LowRankError {
+    .numericalFailure(
         operation: operation, reason: "finite entries of the weight overflowed the working precision; scale the weight down")
 }
 

@@ -57,7 +57,8 @@ struct KrylovSpace<Device: Backend> {
         _ rank: Int, bound: Double
     ) throws(LowRankError) -> (left: Matrix, s: [Double], right: Matrix)? {
         var nextCheck = rank
-        while dimension + Self.blockColumns <= matrix.columns {
+        // The estimate is made of the next block, so that has to fit as well.
+        while dimension + 2 * Self.blockColumns <= matrix.columns {
             try grow()
             if dimension < nextCheck { continue }
             let (y, s, x) = try projectedTriplets(rank)
@@ -90,8 +91,6 @@ struct KrylovSpace<Device: Backend> {
         backend.clear(projection.view[new, old])
         dimension = new.upperBound
 
-        // The next block must fit in what is left of the space; at its end there is none.
-        if dimension + Self.blockColumns > matrix.columns { return }
         let back = try pass(matrix.transposed, image.view)
         next = (back, try orthonormalized(back, against: right.view[columns: 0..<dimension]).triangle)
     }
@@ -101,7 +100,7 @@ struct KrylovSpace<Device: Backend> {
     ) throws(LowRankError) -> (coefficients: Matrix, triangle: Matrix) {
         if let parts = try orthonormalize(block, against: basis, seed: seed, draws: &draws, on: backend) { return parts }
         try requireFinite([block.view], of: "svd", on: backend, dependingOn: [(weight, nil)])
-        throw .numericalFailure(operation: "svd", reason: "the squares of the weight's entries overflow; scale it down")
+        throw .numericalFailure(operation: "svd", reason: "the squares of the weight's entries overflow or vanish; scale it")
     }
 
     private mutating func pass(_ operand: MatrixView, _ block: MatrixView) throws(LowRankError) -> Matrix {

@@ -8,14 +8,16 @@ import LowRankCore
 /// replaced by random ones that carry no weight in R. Repeats the projection until it changes nothing that matters.
 ///
 /// - Parameter draws: Number of random directions drawn so far; the next ones continue the stream.
-/// - Returns: `coefficients` C [K, b] and `triangle` R [b, b], or nil where the block holds a NaN, infinity or overflow.
+/// - Returns: `coefficients` C [K, b] and `triangle` R [b, b], or nil where the block holds a NaN or infinity, or the
+///   squares of its entries overflow or vanish.
 func orthonormalize(
     _ block: Matrix, against basis: MatrixView, seed: UInt64, draws: inout UInt64, on backend: some Backend
 ) throws(LowRankError) -> (coefficients: Matrix, triangle: Matrix)? {
     let type = block.view.type
     let columns = block.columns
     let scale = backend.columnDots(block.view, block.view).reduce(0, +).squareRoot()
-    guard scale.isFinite else { return nil }
+    // Residuals are far smaller than the block, and their squares must not vanish either.
+    guard scale.isFinite, scale > 0x1p-400 || backend.maxMagnitude(of: block.view) == 0 else { return nil }
     let coefficients = try backend.makeMatrix(rows: basis.columns, columns: columns, type: type, order: .columnMajor)
     var triangle = try backend.makeMatrix(rows: columns, columns: columns, type: type, order: .columnMajor)
     backend.clear(coefficients.view)

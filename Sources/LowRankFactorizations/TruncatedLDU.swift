@@ -25,7 +25,8 @@ extension TruncatedLDU {
     ///   - rank: `1...min(m, n)`.
     /// - Throws: ``LowRankError/invalidArgument(argument:expected:got:)`` for a rank out of range,
     ///   ``LowRankError/nonFinite(argument:row:column:)`` for a NaN or infinity in the leading columns or in a pivot row,
-    ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow, `outOfMemory`.
+    ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow or a float64 pivot is subnormal,
+    ///   `outOfMemory`.
     ///
     /// Accuracy: `‖W[p, :rank] − (L D U)[:, :rank]‖ <= c m ε g ‖W‖` with g the growth of partial pivoting. Entries of U are
     /// quotients by pivots and can be large.
@@ -43,7 +44,7 @@ extension TruncatedLDU {
         let largest = backend.maxMagnitude(of: lower.view)
         // An infinite pivot would divide its column to plausible zeros, so the panel is checked before it is factored.
         if !largest.isFinite { try requireFinite([panel], of: "ldu", on: backend, dependingOn: [(panel, nil)]) }
-        permutation = try backend.factorLU(lower)
+        permutation = try Self.factor(panel, into: lower, on: backend)
 
         var pivots = backend.values(of: lower.view.diagonal)
         let threshold = type.epsilon * largest
@@ -61,6 +62,20 @@ extension TruncatedLDU {
         let pivotRows = permutation[..<rank].sorted()
         let dependence: [(MatrixView, [Int]?)] = [(panel, nil)] + pivotRows.map { (weight[rows: $0..<($0 + 1)], [$0]) }
         try requireFinite([lower.view, upper.view, diagonal.view], of: "ldu", on: backend, dependingOn: dependence)
+    }
+
+    /// The LU of a finite panel in `lower`, which holds a copy of it.
+    private static func factor(
+        _ panel: MatrixView, into lower: Matrix, on backend: some Backend
+    ) throws(LowRankError) -> [Int] {
+        let permutation = try backend.factorLU(lower)
+        if lower.view.type == .float64 || backend.firstNonFinite(in: lower.view) == nil { return permutation }
+        // LAPACK multiplies by reciprocals, and that of a subnormal pivot overflows. In float64 no float32 is subnormal.
+        let wide = try backend.makeMatrix(rows: lower.rows, columns: lower.columns, type: .float64, order: .columnMajor)
+        try backend.copy(panel, to: wide.view)
+        let widePermutation = try backend.factorLU(wide)
+        try backend.copy(wide.view, to: lower.view)
+        return widePermutation
     }
 
     /// Exact zeros and ones where L and U have them.

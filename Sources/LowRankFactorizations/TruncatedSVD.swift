@@ -28,7 +28,8 @@ extension TruncatedSVD {
         /// The cheaper one. A copy is made of small matrices alone, or where the factors are as large as the matrix.
         init(rows: Int, columns: Int, rank: Int) {
             let shorter = min(rows, columns)
-            let isSmall = shorter <= 512 && rows * columns <= 1 << 20
+            // A Krylov space of few blocks would be the whole space, however long the other side is.
+            let isSmall = shorter < 64 || (shorter <= 512 && rows * columns <= 1 << 20)
             self = isSmall || 4 * rank >= shorter ? .dense : .krylov
         }
     }
@@ -100,6 +101,7 @@ extension TruncatedSVD {
         try requireFinite([copy.view], of: "svd", on: backend, dependingOn: [(weight, nil)])
         let (u, s, vh) = try backend.factorSVD(copy)
         try requireFinite([u.view, vh.view], of: "svd", on: backend, dependingOn: [])
+        if !s.allSatisfy(\.isFinite) { throw overflow(of: "svd") }
         return try normalized(
             left: u.view[columns: 0..<rank], s: Array(s[..<rank]), right: vh.view[rows: 0..<rank],
             passes: passes, on: backend)

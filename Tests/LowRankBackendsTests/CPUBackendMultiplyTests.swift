@@ -93,6 +93,30 @@ import Testing
         }
     }
 
+    @Test(arguments: KernelTable.available, [20, 300])
+    func bitsDoNotDependOnLayouts(table: KernelTable, depth: Int) throws {
+        let backend = CPUBackend(kernels: table, threads: 2)
+        let a = RealMatrix.gaussian(130, depth, seed: 12)
+        let b = RealMatrix.gaussian(depth, 40, seed: 13)
+        let old = RealMatrix.gaussian(130, 40, seed: 14)
+        for beta in [0, 0.7] {
+            func bits(_ aLayout: Layout, _ bLayout: Layout, _ cLayout: Layout) throws -> [UInt64] {
+                let c = TestMatrix(old, .float32, cLayout)
+                try backend.multiply(
+                    alpha: 0.3, TestMatrix(a, .float32, aLayout).view, TestMatrix(b, .float32, bLayout).view, beta: beta,
+                    into: c.view)
+                return c.bits
+            }
+            let expected = try bits(.rowMajor, .rowMajor, .rowMajor)
+            for layout in Layout.allCases {
+                for cLayout in Layout.allCases {
+                    let got = try bits(layout, .columnMajor, cLayout)
+                    #expect(got == expected, "\(table.name) depth \(depth) beta \(beta) \(layout) \(cLayout)")
+                }
+            }
+        }
+    }
+
     @Test(arguments: KernelTable.available)
     func productIsOfTheComputeType(table: KernelTable) throws {
         let backend = CPUBackend(kernels: table, threads: 1)

@@ -37,15 +37,26 @@ import Testing
         #expect(view.transposed.shape == "[6, 4]")
     }
 
-    @Test func ownedMatrixReleasesItsMemoryOnce() {
+    @Test(arguments: [StorageOrder.rowMajor, .columnMajor])
+    func viewsKeepAnOwnedMatrixAlive(order: StorageOrder) {
         let memory = UnsafeMutableRawPointer.allocate(byteCount: 64, alignment: 64)
         defer { memory.deallocate() }
         var released: [UnsafeMutableRawPointer] = []
         do {
-            let view = MatrixView(address: memory, type: .float64, rows: 2, columns: 4, rowStride: 4, columnStride: 1)
-            let matrix = Matrix(adopting: view) { released.append($0) }
-            #expect(matrix.rows == 2 && matrix.columns == 4)
-            #expect(released.isEmpty)
+            var parts: [MatrixView] = []
+            do {
+                let matrix = Matrix(adopting: memory, rows: 2, columns: 4, type: .float64, order: order) {
+                    released.append($0)
+                }
+                #expect(matrix.rows == 2 && matrix.columns == 4)
+                #expect(matrix.view.rowStride == (order == .rowMajor ? 4 : 1))
+                #expect(matrix.view.columnStride == (order == .rowMajor ? 1 : 2))
+                parts = [matrix.view.transposed, matrix.view[rows: 0..<1], matrix.view.diagonal]
+            }
+            for _ in parts.indices {
+                #expect(released.isEmpty)
+                parts.removeLast()
+            }
         }
         #expect(released == [memory])
     }

@@ -4,8 +4,7 @@ import LowRankCore
 import TestSupport
 import Testing
 
-// One kernel call each, on whole matrices: what a backend does for one block. They take the matrices and not their views,
-// which keeps the memory alive.
+// One kernel call each, on whole matrices: what a backend does for one block.
 
 extension KernelTable {
     /// `c = alpha * a b + beta * c`, with a workspace of the size asked for and a guard behind it.

@@ -35,7 +35,10 @@ public enum Layout: String, CaseIterable, Sendable {
 /// A matrix in memory of its own, of any type and layout, between and around whose elements lies a pattern that nobody
 /// may touch.
 public final class TestMatrix {
-    public let view: MatrixView
+    private let first: UnsafeMutableRawPointer
+    private let shape: (rows: Int, columns: Int)
+    private let strides: (row: Int, column: Int)
+    private let type: ScalarType
     private let memory: UnsafeMutableRawPointer
     private let byteCount: Int
 
@@ -44,19 +47,18 @@ public final class TestMatrix {
 
     /// A matrix of these numbers, rounded to the type.
     public init(_ values: RealMatrix, _ type: ScalarType = .float32, _ layout: Layout = .rowMajor) {
-        let (rows, columns) = (values.rows, values.columns)
-        let (rowStride, columnStride) = layout.strides(rows, columns)
-        let rowReach = max(rows - 1, 0) * rowStride
-        let columnReach = max(columns - 1, 0) * columnStride
+        self.type = type
+        shape = (values.rows, values.columns)
+        strides = layout.strides(shape.rows, shape.columns)
+        let rowReach = max(shape.rows - 1, 0) * strides.row
+        let columnReach = max(shape.columns - 1, 0) * strides.column
         let below = min(rowReach, 0) + min(columnReach, 0)
         let above = max(rowReach, 0) + max(columnReach, 0)
-        let first = Self.guardElements + layout.offset
-        byteCount = (first + above - below + 1 + Self.guardElements) * type.size
+        let lowest = Self.guardElements + layout.offset
+        byteCount = (lowest + above - below + 1 + Self.guardElements) * type.size
         memory = .allocate(byteCount: byteCount, alignment: 64)
         memory.initializeMemory(as: UInt8.self, repeating: Self.pattern, count: byteCount)
-        view = MatrixView(
-            address: memory + (first - below) * type.size, type: type, rows: rows, columns: columns,
-            rowStride: rowStride, columnStride: columnStride)
+        first = memory + (lowest - below) * type.size
         self.values = values
     }
 
@@ -75,13 +77,20 @@ public final class TestMatrix {
 
     deinit { memory.deallocate() }
 
+    /// The matrix as operands take it; keeps the memory alive.
+    public var view: MatrixView {
+        MatrixView(
+            address: first, type: type, rows: shape.rows, columns: shape.columns, rowStride: strides.row,
+            columnStride: strides.column, owner: self)
+    }
+
     /// The numbers in memory.
     public var values: RealMatrix {
         get { view.values }
         set {
-            precondition(newValue.rows == view.rows && newValue.columns == view.columns, "values of a matrix")
-            for i in 0..<view.rows {
-                for j in 0..<view.columns { setBits(view.type.bits(of: newValue[i, j]), i, j) }
+            precondition(newValue.rows == shape.rows && newValue.columns == shape.columns, "values of a matrix")
+            for i in 0..<shape.rows {
+                for j in 0..<shape.columns { setBits(type.bits(of: newValue[i, j]), i, j) }
             }
         }
     }
@@ -91,8 +100,8 @@ public final class TestMatrix {
 
     /// Writes bits that stand for no particular number.
     public func setBits(_ bits: UInt64, _ row: Int, _ column: Int) {
-        let address = view.address(row, column)
-        switch view.type.size {
+        let address = address(row, column)
+        switch type.size {
         case 8: address.storeBytes(of: bits, as: UInt64.self)
         case 4: address.storeBytes(of: UInt32(truncatingIfNeeded: bits), as: UInt32.self)
         default: address.storeBytes(of: UInt16(truncatingIfNeeded: bits), as: UInt16.self)
@@ -102,23 +111,23 @@ public final class TestMatrix {
     /// Whether all memory that is not an element still holds the pattern.
     public var isGuardIntact: Bool {
         var isElement = [Bool](repeating: false, count: byteCount)
-        for i in 0..<view.rows {
-            for j in 0..<view.columns {
-                let start = memory.distance(to: view.address(i, j))
-                for byte in start..<(start + view.type.size) { isElement[byte] = true }
+        for i in 0..<shape.rows {
+            for j in 0..<shape.columns {
+                let start = memory.distance(to: address(i, j))
+                for byte in start..<(start + type.size) { isElement[byte] = true }
             }
         }
         return (0..<byteCount).allSatisfy { isElement[$0] || memory.load(fromByteOffset: $0, as: UInt8.self) == Self.pattern }
     }
+
+    private func address(_ row: Int, _ column: Int) -> UnsafeMutableRawPointer {
+        first + (row * strides.row + column * strides.column) * type.size
+    }
 }
 
 extension MatrixView {
-    fileprivate func address(_ row: Int, _ column: Int) -> UnsafeMutableRawPointer {
-        address + (row * rowStride + column * columnStride) * type.size
-    }
-
     private func bits(_ row: Int, _ column: Int) -> UInt64 {
-        let address = address(row, column)
+        let address = address + (row * rowStride + column * columnStride) * type.size
         return switch type.size {
         case 8: address.load(as: UInt64.self)
         case 4: UInt64(address.load(as: UInt32.self))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lowrank_swift.torch import LaMDA, LoLDU, adapt, trainable_parameters
-from lowrank_swift.torch._adapt import adapted_layers
+from lowrank_swift.torch._linear import adapted_layers
 from torch_support import LIMIT, delta, error_ratio, every_base, every_method, magnitude_of, only_factors
 
 TARGETS = ("query", "key", "value", "dense")

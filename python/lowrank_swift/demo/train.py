@@ -16,7 +16,7 @@ from lowrank_swift.demo.methods import Method
 
 __all__ = ["HEAD_LEARNING_RATE", "Batch", "Classifier", "Curve", "batch_indices", "collate", "count_correct", "train"]
 
-HEAD_LEARNING_RATE = 5e-3
+HEAD_LEARNING_RATE = 2e-2
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises; it falls linearly to zero afterwards
 _POOLED_BATCHES = 8  # batches are cut from so many batches' worth of texts sorted by length, which saves padding
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from ._adapt import adapt, named_adapters, trainable_parameters
+from ._disable import disabled
 from ._freeze import GradualFreeze
+from ._merge import merge, unadapt, unmerge
 from .methods import LaMDA, LoLDU, OLoRA, PiSSA
 
 __all__ = [
@@ -14,6 +16,10 @@ __all__ = [
     "OLoRA",
     "PiSSA",
     "adapt",
+    "disabled",
+    "merge",
     "named_adapters",
     "trainable_parameters",
+    "unadapt",
+    "unmerge",
 ]

@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import lowrank_swift as lrs
-from lowrank_swift import Factors, LinAlgError, _native
+from lowrank_swift import Factors, _native
 
-from ._adapter import Adapter, make_adapter
-from ._linear import AdaptedLinear
+from ._adapter import make_adapter
+from ._errors import errors_naming
+from ._install import install
+from ._linear import adapted_layers
 from ._progress import progress_bar
-from ._targets import check_site, check_unshared, find_sites
+from ._targets import check_name, check_site, check_unshared, find_sites
 from .methods import Method
 
-__all__ = ["adapt", "adapted_layers", "named_adapters", "trainable_parameters"]
+__all__ = ["adapt", "named_adapters", "trainable_parameters"]
 
 
 def adapt(
@@ -63,14 +62,15 @@ def adapt(
         >>> model = adapt(model, LoLDU(rank=64, alpha=64), targets=["query", "value"])
         >>> optimizer = torch.optim.AdamW(trainable_parameters(model), lr=1e-2)
     """
-    _check_arguments(model, method, targets, base, name)
+    _check_arguments(model, method, targets, base)
+    check_name(name)
     intact = base == "intact"
     sites = find_sites(model, targets)
     ranks = [method.rank_of(site.name) for site in sites]
     _check_no_other_ranks(method, {site.name for site in sites})
     for site, rank in zip(sites, ranks, strict=True):
         check_site(site, name, intact)
-        with _errors_naming(site.name):
+        with errors_naming(site.name):
             _native.check_weight(site.weight, rank)
     if not intact:
         check_unshared(model, sites)
@@ -78,28 +78,14 @@ def adapt(
     adapters = []
     with progress_bar("Factorising", len(sites), progress) as advance:
         for site, rank in zip(sites, ranks, strict=True):
-            with _errors_naming(site.name):
-                adapters.append(_make(method, site.weight, rank, intact))
+            with errors_naming(site.name):
+                factors = method.initialize(site.weight, rank)
+                adapter = make_adapter(factors, method.trains, intact=intact, frozen_dtype=site.weight.dtype)
+            adapter.options = method.options()
+            adapters.append(adapter)
             advance()
-
-    if not intact:
-        _subtract_starts([site.weight for site in sites], adapters)
-    own = {id(parameter) for _, layer in adapted_layers(model) for parameter in layer.adapters.parameters()}
-    for parameter in model.parameters():
-        if id(parameter) not in own:
-            parameter.requires_grad_(False)
-    for site, adapter in zip(sites, adapters, strict=True):
-        layer = site.module if isinstance(site.module, AdaptedLinear) else AdaptedLinear(site.linear)
-        layer.adapters[name] = adapter.train(layer.training)
-        setattr(site.parent, site.attribute, layer)
+    install(model, sites, adapters, name)
     return model
-
-
-def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
-    """Yield the adapted layers of a model by qualified name."""
-    for name, module in model.named_modules():
-        if isinstance(module, AdaptedLinear):
-            yield name, module
 
 
 def named_adapters(model: nn.Module) -> Iterator[tuple[str, Factors]]:
@@ -132,7 +118,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def _check_arguments(model: object, method: object, targets: object, base: str, name: object) -> None:
+def _check_arguments(model: object, method: object, targets: object, base: str) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(method, Method):
@@ -143,52 +129,9 @@ def _check_arguments(model: object, method: object, targets: object, base: str, 
         raise ValueError(f"targets: expected at least one module name and no empty one, got {targets!r}")
     if base not in ("intact", "residual"):
         raise ValueError(f'base: expected "intact" or "residual", got {base!r}')
-    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
-        raise ValueError(f"name: expected a name without a dot that torch.nn.ModuleDict leaves free, got {name!r}")
 
 
 def _check_no_other_ranks(method: Method, names: set[str]) -> None:
     others = [] if isinstance(method.rank, int) else [name for name in method.rank if name not in names]
     if others:
         raise ValueError(f"rank: expected only names of modules that the targets name, got {others[0]!r}")
-
-
-@contextmanager
-def _errors_naming(module_name: str) -> Iterator[None]:
-    """Put the module's name before the message of an error about its weight."""
-    try:
-        yield
-    except (ValueError, TypeError, LinAlgError) as error:
-        raise type(error)(f"{module_name}: {error}") from error
-
-
-def _make(method: Method, weight: Tensor, rank: int, intact: bool) -> Adapter:
-    factors = method.initialize(weight, rank)
-    adapter = make_adapter(factors, method.trains, intact=intact, frozen_dtype=weight.dtype)
-    if not intact and weight.dtype is torch.float16:  # Only its range is so small that a residual may leave it.
-        trial = weight.clone()
-        lrs.unmerge_(trial, _stored(adapter))
-        if not trial.isfinite().all():
-            raise LinAlgError("scale: expected a residual W - s B C A that fits float16, got one that does not")
-    return adapter
-
-
-@torch.no_grad()
-def _stored(adapter: Adapter) -> Factors:
-    """Return the factors with which the forward computes, detached."""
-    live = adapter.factors()
-    core = None if live.core is None else live.core.detach()
-    return Factors(method=live.method, up=live.up.detach(), core=core, down=live.down.detach(), scale=live.scale)
-
-
-def _subtract_starts(weights: Sequence[Tensor], adapters: Sequence[Adapter]) -> None:
-    """Make every weight W the residual W - s B C A; what was done is undone if it can't be done for all."""
-    done: list[tuple[Tensor, Adapter]] = []
-    try:
-        for weight, adapter in zip(weights, adapters, strict=True):
-            lrs.unmerge_(weight, _stored(adapter))
-            done.append((weight, adapter))
-    except BaseException:
-        for weight, adapter in done:
-            lrs.merge_(weight, _stored(adapter))
-        raise

@@ -10,6 +10,7 @@ what was subtracted from a residual, and what an intact adapter is the differenc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from lowrank_swift import Factors, LinAlgError
 
 from ._ops import effective_up
+from .methods import Option
 
 __all__ = ["Adapter", "CoreAdapter", "Term", "UpCoreAdapter", "UpDownAdapter", "make_adapter"]
 
@@ -36,12 +38,25 @@ class Term(NamedTuple):
     start: Tensor | None = None
     frozen_columns: Tensor | None = None
 
+    @torch.no_grad()
+    def factors(self, dtype: torch.dtype | None = None) -> Factors:
+        """Return the summand as detached factors, of a dtype or of their own; a start is taken off in ``up``."""
+        down, core, up, start = (
+            None if tensor is None else tensor.detach().to(dtype or tensor.dtype)
+            for tensor in (self.down, self.core, self.up, self.start)
+        )
+        assert up is not None
+        if start is not None:
+            up, core = effective_up(up, core, start), None
+        return Factors(method="", up=up, core=core, down=down, scale=self.scale)
+
 
 class Adapter(nn.Module, ABC):
     """One adapter of one layer.
 
     Attributes:
         method (str): name of the method that made the starting factors.
+        options (dict): the method's options, for the record.
         scale (float): s.
         intact (bool): whether the base is the pretrained weight W, else it is the residual W - s B0 C0 A0.
         up, core, down (Tensor): what the forward uses. Parameters where they train, else buffers.
@@ -54,12 +69,42 @@ class Adapter(nn.Module, ABC):
     def __init__(self, method: str, scale: float, intact: bool) -> None:
         super().__init__()
         self.method = method
+        self.options: dict[str, Option] = {}
         self.scale = scale
         self.intact = intact
 
+    @property
+    def trains(self) -> frozenset[str]:
+        """Which of "up", "core" and "down" are Parameters, frozen for now or not."""
+        return frozenset(name for name, _ in self.named_parameters())
+
     @abstractmethod
+    def change(self) -> tuple[Term, ...]:
+        """Return what the adapter has changed: how the layer differs from the pretrained one, in both forms."""
+
+    @abstractmethod
+    def start(self) -> Term:
+        """Return the starting values, which the residual form subtracts from the base."""
+
+    def trained(self) -> Term:
+        """Return the present values of the factors."""
+        return Term(self.scale, self.down, self.core, self.up)
+
     def terms(self) -> tuple[Term, ...]:
         """Return what the layer adds to its base's output."""
+        return self.change() if self.intact else (self.trained(),)
+
+    def pretrained_terms(self) -> tuple[Term, ...]:
+        """Return what turns the base's output into the pretrained one."""
+        return () if self.intact else (self.start(),)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a ``state_dict``, with their dtypes.
+
+        Raises:
+            ValueError: if a number is out of range.
+        """
+        self.load_state_dict(state, assign=True)
 
     def factors(self) -> Factors:
         """Return the factors as the method means them: the Parameters and buffers themselves where that is possible."""
@@ -84,9 +129,14 @@ class CoreAdapter(Adapter):
     core: Tensor
     start_core: Tensor
 
-    def terms(self) -> tuple[Term, ...]:
-        """Return one term; over an intact base its core is the deviation, so it adds nothing before the first step."""
-        return (Term(self.scale, self.down, self.core, self.up),)
+    def change(self) -> tuple[Term, ...]:
+        """Return one term with the core's deviation; over an intact base that is what is stored."""
+        core = self.core if self.intact else self.core - self.start_core
+        return (Term(self.scale, self.down, core, self.up),)
+
+    def start(self) -> Term:
+        """Return the term with the core's start."""
+        return Term(self.scale, self.down, self.start_core, self.up)
 
     def factors(self) -> Factors:
         """Return the factors with the core itself; over an intact base it is a sum."""
@@ -114,10 +164,26 @@ class UpCoreAdapter(Adapter):
     start_product: Tensor
     frozen_columns: Tensor
 
-    def terms(self) -> tuple[Term, ...]:
-        """Return one term, less the start's product over an intact base."""
-        start = self.start_product if self.intact else None
-        return (Term(self.scale, self.down, self.core, self.up, start, self.frozen_columns),)
+    def change(self) -> tuple[Term, ...]:
+        """Return one term, less the start's product."""
+        return (self.trained()._replace(start=self.start_product),)
+
+    def start(self) -> Term:
+        """Return the start's product as one factor."""
+        return Term(self.scale, self.down, None, self.start_product)
+
+    def trained(self) -> Term:
+        """Return the present values of the factors and how many columns are frozen."""
+        return super().trained()._replace(frozen_columns=self.frozen_columns)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of a ``state_dict``; a wholly frozen ``up`` requires no gradient."""
+        super().restore(state)
+        frozen, rank = int(self.frozen_columns), self.up.shape[1]
+        if not 0 <= frozen <= rank:
+            raise ValueError(f"frozen_columns: expected 0 <= frozen_columns <= rank = {rank}, got {frozen}")
+        if frozen == rank:
+            self.up.requires_grad_(False)
 
 
 class UpDownAdapter(Adapter):
@@ -138,12 +204,13 @@ class UpDownAdapter(Adapter):
     start_up: Tensor
     start_down: Tensor
 
-    def terms(self) -> tuple[Term, ...]:
-        """Return the trained term and, over an intact base, the frozen one."""
-        trained = Term(self.scale, self.down, self.core, self.up)
-        if not self.intact:
-            return (trained,)
-        return (trained, Term(-self.scale, self.start_down, self.core, self.start_up))
+    def change(self) -> tuple[Term, ...]:
+        """Return the trained term and the frozen one, which takes the start away."""
+        return (self.trained(), self.start()._replace(scale=-self.scale))
+
+    def start(self) -> Term:
+        """Return the frozen term."""
+        return Term(self.scale, self.start_down, self.core, self.start_up)
 
 
 _FORMS: dict[frozenset[str], type[CoreAdapter] | type[UpCoreAdapter] | type[UpDownAdapter]] = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ._adapt import adapted_layers
 from ._adapter import UpCoreAdapter
+from ._linear import adapted_layers
 
 __all__ = ["GradualFreeze"]
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from ._adapter import Adapter, Term
 from ._ops import adapter_backward_, adapter_forward_, effective_up, effective_up_backward_
 
-__all__ = ["AdaptedLinear"]
+__all__ = ["AdaptedLinear", "adapted_layers"]
 
 
 class _TermTensors(NamedTuple):
@@ -122,18 +122,25 @@ class AdaptedLinear(nn.Module):
     Attributes:
         base (torch.nn.Linear): the layer that was adapted. Its weight and bias must stay frozen.
         adapters (torch.nn.ModuleDict): the adapters by name.
+        merged_weight (torch.Tensor | None): what the layer computes with while it is merged; not in ``state_dict``,
+            where base and adapters say the same.
+        disabled (bool): whether the layer computes the pretrained function.
     """
+
+    merged_weight: Tensor | None
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
+        self.register_buffer("merged_weight", None, persistent=False)
+        self.disabled = False
         self.train(base.training)
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight, shape ``(out_features, in_features)``; the residual if an adapter is in that form."""
-        return self.base.weight
+        """The weight, shape ``(out_features, in_features)``: merged, the residual, or the untouched one of the base."""
+        return self.base.weight if self.merged_weight is None else self.merged_weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -156,8 +163,24 @@ class AdaptedLinear(nn.Module):
             assert isinstance(adapter, Adapter)
             yield name, adapter
 
+    def terms(self) -> tuple[Term, ...]:
+        """Return what all adapters add to the output of ``base``."""
+        return tuple(term for _, adapter in self.named_adapters() for term in adapter.terms())
+
+    def pretrained_terms(self) -> tuple[Term, ...]:
+        """Return what turns the output of ``base`` into the pretrained layer's."""
+        return tuple(term for _, adapter in self.named_adapters() for term in adapter.pretrained_terms())
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *reports: list[str]
+    ) -> None:
+        """Refuse to load into a merged layer, which would go on computing with what was merged before."""
+        if self.merged_weight is not None and any(key.startswith(prefix) for key in state_dict):
+            reports[-1].append(f"{prefix}merged_weight: expected a layer that is not merged; call unmerge first")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *reports)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return the base's output plus the adapters', accumulated in place.
+        """Return the base's output plus the adapters', accumulated in place; merged or disabled, that of one weight.
 
         Args:
             x (Tensor): shape ``(..., in_features)``, the dtype of the base's weight (any float dtype under autocast).
@@ -173,7 +196,14 @@ class AdaptedLinear(nn.Module):
                 "base: expected frozen parameters (requires_grad=False), got a weight or bias that requires grad; "
                 "an adapted layer computes no gradient for them"
             )
-        terms = [term for _, adapter in self.named_adapters() for term in adapter.terms()]
+        if self.disabled:
+            terms = self.pretrained_terms()
+        elif self.merged_weight is not None:
+            weight, terms = self.merged_weight, ()
+        else:
+            terms = self.terms()
+        if not terms:
+            return nn.functional.linear(x, weight, bias)
         # Reshaped out here, where autograd sees it: an in-place operation on the result of 3-D x is then allowed.
         rows = x.reshape(-1, x.shape[-1])
         out: Tensor = _AdaptedLinearFunction.apply(  # type: ignore[no-untyped-call]
@@ -188,3 +218,10 @@ class AdaptedLinear(nn.Module):
 
 def _tensors(term: Term) -> _TermTensors:
     return _TermTensors(term.down, term.core, term.up, term.start, term.frozen_columns)
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
+    """Yield the adapted layers of a model by qualified name."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear):
+            yield name, module

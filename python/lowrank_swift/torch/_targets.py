@@ -3,16 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ._linear import AdaptedLinear
+from ._linear import AdaptedLinear, adapted_layers
 
-__all__ = ["Site", "check_site", "check_unshared", "find_sites"]
+__all__ = [
+    "Site",
+    "adapted_sites",
+    "check_name",
+    "check_site",
+    "check_unshared",
+    "find_sites",
+    "require_adapted",
+    "sites_named",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,51 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> list[Site]:
         if not names:
             raise ValueError(f"targets: expected names of modules of the model, got {target!r}, which none has")
         wanted |= names
+    return _chosen(sites, wanted)
+
+
+def sites_named(model: nn.Module, names: Collection[str]) -> list[Site]:
+    """Return the modules with these qualified names, in the model's order.
+
+    Raises:
+        ValueError: if there is none of a name, or the module has several names.
+    """
+    sites = list(_walk(model))
+    missing = set(names) - {site.name for site in sites}
+    if missing:
+        raise ValueError(f"model: expected a module {min(missing)!r}, got none of this name")
+    return _chosen(sites, names)
+
+
+def require_adapted(model: nn.Module) -> list[tuple[str, AdaptedLinear]]:
+    """Return the adapted layers of a model by qualified name.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if it has none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    layers = list(adapted_layers(model))
+    if not layers:
+        raise ValueError("model: expected adapted layers, got a model without any")
+    return layers
+
+
+def adapted_sites(model: nn.Module) -> list[Site]:
+    """Return where the adapted layers of a model are held.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if it has none, or is one itself, which nothing holds.
+    """
+    require_adapted(model)
+    if isinstance(model, AdaptedLinear):
+        raise ValueError("model: expected a model that holds adapted layers, got an adapted layer")
+    return [site for site in _walk(model) if isinstance(site.module, AdaptedLinear)]
+
+
+def _chosen(sites: Sequence[Site], wanted: Collection[str]) -> list[Site]:
     names_by_module: dict[int, list[str]] = {}
     for site in sites:
         names_by_module.setdefault(id(site.module), []).append(site.name)
@@ -67,6 +121,16 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> list[Site]:
         if len(shared) > 1:
             raise ValueError(f"targets: expected modules with one name, got one that is shared as {', '.join(shared)}")
     return chosen
+
+
+def check_name(name: object) -> None:
+    """Refuse what can't be an adapter's name.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ValueError(f"name: expected a name without a dot that torch.nn.ModuleDict leaves free, got {name!r}")
 
 
 def check_site(site: Site, adapter_name: str, intact: bool) -> None:
@@ -89,6 +153,8 @@ def check_site(site: Site, adapter_name: str, intact: bool) -> None:
     if site.weight.is_meta:
         raise ValueError(f"model: expected materialised weights, got one on the meta device at {site.name!r}")
     if isinstance(site.module, AdaptedLinear):
+        if site.module.merged_weight is not None:
+            raise ValueError(f"model: expected layers that are not merged, got a merged one at {site.name!r}")
         others = dict(site.module.named_adapters())
         if adapter_name in others:
             raise ValueError(f"name: expected one that is free, got {adapter_name!r}, which {site.name!r} has")

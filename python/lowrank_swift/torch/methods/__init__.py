@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from ._method import Method
+from ._method import Method, Option
 from .lamda import LaMDA
 from .loldu import LoLDU
 from .olora import OLoRA
 from .pissa import PiSSA
 
-__all__ = ["LaMDA", "LoLDU", "Method", "OLoRA", "PiSSA"]
+__all__ = ["LaMDA", "LoLDU", "Method", "OLoRA", "Option", "PiSSA"]

@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import ClassVar
 
 from torch import Tensor
 
 from lowrank_swift import Factors
 
-__all__ = ["Method"]
+__all__ = ["Method", "Option"]
+
+Option = str | float | bool | None
+"""An option's value, as JSON has it."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Method(ABC):
         """Return s for a layer of this rank."""
         alpha = rank if self.alpha is None else self.alpha
         return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def options(self) -> dict[str, Option]:
+        """Return all options but the rank, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rank"}
 
     @abstractmethod
     def initialize(self, weight: Tensor, rank: int) -> Factors:
