@@ -1,6 +1,5 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CPUFeatures
-import Glibc
 import Synchronization
 
 /// Which threads a parallel loop runs on, and how many.
@@ -12,7 +11,7 @@ package enum ThreadTeam: String, Sendable {
     /// What a loop that starts now runs on.
     package static var current: ThreadTeam {
         // Neither a pool's threads nor OpenMP's survive fork(): OpenMP would wait for them forever.
-        if isForkedChild { return .serial }
+        if fork_state_is_child() { return .serial }
         switch wanted {
         case .serial: return .serial
         case .pool: return .pool
@@ -48,11 +47,4 @@ package enum ThreadTeam: String, Sendable {
         }
         return Int(cpu_count())
     }()
-
-    private static let forkedChild = Atomic<Bool>(false)
-    private static let watchesFork: Bool = {
-        pthread_atfork(nil, nil, { ThreadTeam.forkedChild.store(true, ordering: .relaxed) })
-        return true
-    }()
-    private static var isForkedChild: Bool { watchesFork && forkedChild.load(ordering: .relaxed) }
 }
