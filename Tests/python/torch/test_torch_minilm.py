@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from lowrank_swift.torch import LaMDA, LoLDU, adapt, trainable_parameters
+from lowrank_swift.torch import (
+    LaMDA,
+    LoLDU,
+    adapt,
+    disabled,
+    export_lora,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+    unmerge,
+)
 from lowrank_swift.torch._linear import adapted_layers
 from torch_support import LIMIT, delta, error_ratio, every_base, every_method, magnitude_of, only_factors
 
@@ -62,3 +73,50 @@ def test_minilm_computes_the_same_until_it_is_trained(pretrained, method, base):
     assert error_ratio(trained, before, before, 1536, eps) > LIMIT
     if base == "intact":
         assert all(torch.equal(layer.weight, weights[f"{name}.weight"]) for name, layer in layers.items())
+
+
+@every_base
+def test_minilm_merged_saved_and_disabled(pretrained, base, tmp_path):
+    tokens = torch.randint(1000, 20000, (2, 12), generator=torch.Generator().manual_seed(0))
+    eps = torch.finfo(torch.float32).eps
+
+    def outputs(model: torch.nn.Module) -> torch.Tensor:
+        return model(tokens).last_hidden_state.detach()
+
+    before = outputs(pretrained)
+    model = adapt(copy.deepcopy(pretrained), LoLDU(96), targets=TARGETS, base=base)
+    train_a_little(model)
+    trained = outputs(model)
+    save_adapter(model, tmp_path)
+    assert torch.equal(outputs(load_adapter(copy.deepcopy(pretrained), tmp_path)), trained)
+    merge(model)
+    assert error_ratio(outputs(model), trained, trained, 1536, eps) < LIMIT
+    with disabled(model):
+        if base == "intact":
+            assert torch.equal(outputs(model), before)
+        assert error_ratio(outputs(model), before, before, 1536, eps) < LIMIT
+    assert torch.equal(outputs(unmerge(model)), trained)
+    assert error_ratio(trained, before, before, 1536, eps) > LIMIT
+
+
+@pytest.mark.peft
+def test_minilm_exported_to_peft(pretrained, tmp_path):
+    from peft import PeftModel
+
+    tokens = torch.randint(1000, 20000, (2, 12), generator=torch.Generator().manual_seed(0))
+    before = pretrained(tokens).last_hidden_state
+    model = adapt(copy.deepcopy(pretrained), LaMDA(32), targets=TARGETS, base="residual")
+    train_a_little(model)
+    export_lora(model, tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(pretrained), tmp_path)
+    trained, exported = (each(tokens).last_hidden_state for each in (model, loaded))
+    eps = torch.finfo(torch.float32).eps
+    assert error_ratio(exported, trained, trained, 1536, eps) < LIMIT
+    assert error_ratio(trained, before, before, 1536, eps) > LIMIT
+
+
+def train_a_little(model: torch.nn.Module) -> None:
+    tokens = torch.randint(1000, 20000, (2, 12), generator=torch.Generator().manual_seed(1))
+    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=1e-2)
+    model(tokens).last_hidden_state[:, 0].square().sum().backward()
+    optimizer.step()

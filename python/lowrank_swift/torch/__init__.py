@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from ._adapt import adapt, named_adapters, trainable_parameters
 from ._disable import disabled
+from ._export import export_lora
+from ._files import load_adapter, save_adapter
 from ._freeze import GradualFreeze
 from ._merge import merge, unadapt, unmerge
+from ._summary import print_trainable_parameters
 from .methods import LaMDA, LoLDU, OLoRA, PiSSA
 
 __all__ = [
@@ -17,8 +20,12 @@ __all__ = [
     "PiSSA",
     "adapt",
     "disabled",
+    "export_lora",
+    "load_adapter",
     "merge",
     "named_adapters",
+    "print_trainable_parameters",
+    "save_adapter",
     "trainable_parameters",
     "unadapt",
     "unmerge",

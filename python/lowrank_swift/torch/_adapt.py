@@ -55,7 +55,8 @@ def adapt(
     Raises:
         TypeError: if an argument or a weight's dtype has the wrong type.
         ValueError: if a target names nothing or something other than a plain ``torch.nn.Linear``; a rank is missing or
-            does not fit; a weight is not finite, not materialised or (for "residual") shared; the name is taken.
+            does not fit; a weight is not finite, not materialised or (for "residual") shared; the name is taken; a
+            layer is merged.
         LinAlgError: if a factorisation fails, or a factor or residual does not fit the base's dtype.
 
     Example:

@@ -206,14 +206,22 @@ class AdaptedLinear(nn.Module):
             return nn.functional.linear(x, weight, bias)
         # Reshaped out here, where autograd sees it: an in-place operation on the result of 3-D x is then allowed.
         rows = x.reshape(-1, x.shape[-1])
-        out: Tensor = _AdaptedLinearFunction.apply(  # type: ignore[no-untyped-call]
+        arguments = (
             rows,
             weight,
             bias,
             tuple(term.scale for term in terms),
             *(tensor for term in terms for tensor in _tensors(term)),
-        )[0]
+        )
+        function = _AdaptedLinearFunction
+        # Where no gradient is asked for, Dynamo traces `apply` of variadic arguments with one too many.
+        call = function.forward if torch.compiler.is_compiling() and not _needs_grad(arguments) else function.apply
+        out: Tensor = call(*arguments)[0]
         return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _needs_grad(arguments: Sequence[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
 
 
 def _tensors(term: Term) -> _TermTensors:
