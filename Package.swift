@@ -25,7 +25,11 @@ let wideKernels: [Target] = []
 let baselineDefines: [SwiftSetting] = []
 #endif
 
-var products: [Product] = [.library(name: "LowRank", targets: ["LowRank"])]
+var products: [Product] = [
+    .library(name: "LowRank", targets: ["LowRank"]),
+    // liblowrank.so, for C.
+    .library(name: "lowrank", type: .dynamic, targets: ["LowRankABI", "CLowRank"]),
+]
 var targets: [Target] = [
     bridge("CDLPack"),
     bridge("CLowRank", dependencies: ["CDLPack"]),

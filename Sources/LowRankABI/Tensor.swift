@@ -64,9 +64,13 @@ struct Layout {
                 strides[i] = product
             }
         }
+        let isEmpty = shape.contains(0)
+        // A stride along which there is no step may hold anything, also what overflows.
+        for i in 0..<count where isEmpty || shape[i] == 1 { strides[i] = 1 }
         self.shape = shape
         self.strides = strides
-        if shape.contains(0) {
+        if isEmpty {
+            if shape.contains(where: { $0 > Self.maxBytes }) { throw Self.tooLarge(argument, shape) }
             // Nothing is read or written; views need some address all the same.
             address = UnsafeMutableRawPointer(bitPattern: 64).unsafelyUnwrapped
             extent = 0..<0

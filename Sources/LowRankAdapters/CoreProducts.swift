@@ -5,29 +5,29 @@ import LowRankCore
 // Products with a core from the right. All methods go through these two, whatever their core.
 
 extension Core {
-    /// `x C`. The identity returns x itself.
-    func applied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> MatrixView {
-        try product(x, on: backend) { $0 }
+    /// `x C`, in float64 where an operand or `type` is. The identity returns x itself.
+    func applied(
+        toRightOf x: MatrixView, in type: ScalarType = .float32, on backend: some Backend
+    ) throws(LowRankError) -> MatrixView {
+        try product(x, in: type, on: backend) { $0 }
     }
 
     /// `x Cᵀ`. The identity returns x itself.
     func transposeApplied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> MatrixView {
-        try product(x, on: backend) { $0.transposed }
+        try product(x, in: .float32, on: backend) { $0.transposed }
     }
 
     private func product(
-        _ x: MatrixView, on backend: some Backend, orientation: (MatrixView) -> MatrixView
+        _ x: MatrixView, in type: ScalarType, on backend: some Backend, orientation: (MatrixView) -> MatrixView
     ) throws(LowRankError) -> MatrixView {
+        guard let view else { return x }
+        let type = type == .float64 ? type : backend.computeType(x, view)
+        let result = try backend.makeMatrix(rows: x.rows, columns: x.columns, type: type, order: .rowMajor).view
         switch self {
-        case .identity:
-            return x
-        case .diagonal(let vector):
-            let type = backend.computeType(x, vector)
-            let result = try backend.makeMatrix(rows: x.rows, columns: x.columns, type: type, order: .rowMajor)
-            try backend.copy(x, rowFactors: nil, columnFactors: vector, to: result.view)
-            return result.view
-        case .square(let matrix):
-            return try backend.product(x, orientation(matrix)).view
+        case .identity: break
+        case .diagonal(let vector): try backend.copy(x, rowFactors: nil, columnFactors: vector, to: result)
+        case .square(let matrix): try backend.multiply(alpha: 1, x, orientation(matrix), beta: 0, into: result)
         }
+        return result
     }
 }

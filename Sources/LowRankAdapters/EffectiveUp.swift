@@ -34,12 +34,12 @@ public struct EffectiveUp {
         guard let start else { return try backend.copy(product, to: target) }
         // A target of another type would round the start before it is subtracted.
         let type = backend.computeType(product, start)
-        let owner = try target.type == type ? nil : backend.makeMatrix(
-            rows: up.rows, columns: up.columns, type: type, order: .rowMajor)
-        let difference = owner?.view ?? target
+        let difference =
+            try target.type == type
+            ? target : backend.makeMatrix(rows: up.rows, columns: up.columns, type: type, order: .rowMajor).view
         try backend.copy(start, to: difference)
         try backend.accumulate(product, beta: -1, into: difference)
-        if owner != nil { try backend.copy(difference, to: target) }
+        if target.type != type { try backend.copy(difference, to: target) }
     }
 
     /// The gradients of ``write(minus:to:on:)``: `dB = dM Cᵀ` and `dC = Bᵀ dM` (its diagonal for a diagonal core).

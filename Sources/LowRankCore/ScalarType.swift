@@ -27,6 +27,16 @@ public enum ScalarType: Int32, Sendable, CaseIterable {
         }
     }
 
+    /// The largest finite value.
+    public var greatestFinite: Double {
+        switch self {
+        case .float32: Double(Float.greatestFiniteMagnitude)
+        case .float64: .greatestFiniteMagnitude
+        case .bfloat16: 0x1.fep127
+        case .float16: 65504
+        }
+    }
+
     /// The type that products of such elements are summed in: float64 for float64, float32 for all others.
     public var computeType: ScalarType { self == .float64 ? .float64 : .float32 }
 }

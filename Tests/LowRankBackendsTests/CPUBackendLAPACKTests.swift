@@ -8,7 +8,8 @@ import Testing
     private let backend = CPUBackend.shared
     private static let types = [ScalarType.float32, .float64]
 
-    private func matrix(_ values: RealMatrix, _ type: ScalarType, _ order: StorageOrder = .columnMajor) throws -> Matrix {
+    private func matrix(_ values: RealMatrix, _ type: ScalarType, _ order: StorageOrder = .columnMajor) throws -> Matrix
+    {
         let source = TestMatrix(values, type)
         let result = try backend.makeMatrix(rows: values.rows, columns: values.columns, type: type, order: order)
         try backend.copy(source.view, to: result.view)

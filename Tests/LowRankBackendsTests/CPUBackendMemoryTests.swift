@@ -9,7 +9,8 @@ import Testing
     func matricesAreAlignedAndCompact(type: ScalarType) throws {
         for (rows, columns) in [(3, 5), (0, 4), (4, 0), (1, 1)] {
             let byRow = try CPUBackend.shared.makeMatrix(rows: rows, columns: columns, type: type, order: .rowMajor)
-            let byColumn = try CPUBackend.shared.makeMatrix(rows: rows, columns: columns, type: type, order: .columnMajor)
+            let byColumn = try CPUBackend.shared.makeMatrix(
+                rows: rows, columns: columns, type: type, order: .columnMajor)
             #expect(byRow.view.rowStride == columns && byRow.view.columnStride == 1)
             #expect(byColumn.view.rowStride == 1 && byColumn.view.columnStride == rows)
             for matrix in [byRow, byColumn] {
@@ -31,7 +32,8 @@ import Testing
         let one = TestMatrix(RealMatrix(1, 1, repeating: 1), .float64)
         let huge = MatrixView(
             address: one.view.address, type: .float64, rows: 1, columns: 1 << 50, rowStride: 0, columnStride: 0)
-        let empty = MatrixView(address: one.view.address, type: .float64, rows: 0, columns: 1, rowStride: 1, columnStride: 1)
+        let empty = MatrixView(
+            address: one.view.address, type: .float64, rows: 0, columns: 1, rowStride: 1, columnStride: 1)
         #expect(throws: LowRankError.outOfMemory(bytes: 1 << 53)) {
             try CPUBackend.shared.copy(empty, rowFactors: huge, columnFactors: nil, to: empty)
         }

@@ -16,7 +16,8 @@ import Testing
         let old = RealMatrix.integers(rows, columns, seed: seed + 2)
         let c = beta == 0 ? TestMatrix(undefined: rows, columns, type, layouts.c) : TestMatrix(old, type, layouts.c)
         try CPUBackend(kernels: table, threads: 2).multiply(alpha: alpha, a.view, b.view, beta: beta, into: c.view)
-        let label = "\(table.name) \(rows)x\(columns)x\(depth) alpha \(alpha) beta \(beta) \(type) \(layouts) seed \(seed)"
+        let label =
+            "\(table.name) \(rows)x\(columns)x\(depth) alpha \(alpha) beta \(beta) \(type) \(layouts) seed \(seed)"
         let product = alpha * (a.values * b.values)
         expectEqual(c.values, (beta == 0 ? product : product + beta * old).rounded(to: type), label)
         expectIntactGuard(a, b, c, label: label)
@@ -85,7 +86,8 @@ import Testing
         let b = TestMatrix(.gaussian(depth, columns, seed: 10), type)
         let results = try [1, 2, 3, 8].map { threads in
             let c = TestMatrix(.gaussian(rows, columns, seed: 11), type)
-            try CPUBackend(kernels: table, threads: threads).multiply(alpha: 0.3, a.view, b.view, beta: 0.7, into: c.view)
+            try CPUBackend(kernels: table, threads: threads).multiply(
+                alpha: 0.3, a.view, b.view, beta: 0.7, into: c.view)
             return c.bits
         }
         for (threads, result) in zip([2, 3, 8], results.dropFirst()) {
@@ -103,7 +105,8 @@ import Testing
             func bits(_ aLayout: Layout, _ bLayout: Layout, _ cLayout: Layout) throws -> [UInt64] {
                 let c = TestMatrix(old, .float32, cLayout)
                 try backend.multiply(
-                    alpha: 0.3, TestMatrix(a, .float32, aLayout).view, TestMatrix(b, .float32, bLayout).view, beta: beta,
+                    alpha: 0.3, TestMatrix(a, .float32, aLayout).view, TestMatrix(b, .float32, bLayout).view,
+                    beta: beta,
                     into: c.view)
                 return c.bits
             }

@@ -92,10 +92,12 @@ private final class LoopRecord: Sendable {
         let threads = callers.map { caller in
             var thread = pthread_t()
             let context = Unmanaged.passUnretained(caller).toOpaque()
-            let status = pthread_create(&thread, nil, { context in
-                if let context { Unmanaged<Caller>.fromOpaque(context).takeUnretainedValue().run() }
-                return nil
-            }, context)
+            let status = pthread_create(
+                &thread, nil,
+                { context in
+                    if let context { Unmanaged<Caller>.fromOpaque(context).takeUnretainedValue().run() }
+                    return nil
+                }, context)
             #expect(status == 0)
             return thread
         }

@@ -15,7 +15,8 @@ import Testing
 
     @Test func seedsAndStreamsAreToldApart() {
         let streams = [
-            RandomStream(seed: 0), RandomStream(seed: 1), RandomStream(seed: 0, stream: 1), RandomStream(seed: 1, stream: 1),
+            RandomStream(seed: 0), RandomStream(seed: 1), RandomStream(seed: 0, stream: 1),
+            RandomStream(seed: 1, stream: 1),
             // Counters of neighbouring seeds must not overlap: a shifted stream would show as equal numbers.
             RandomStream(seed: 0x9e37_79b9_7f4a_7c15),
         ]
@@ -29,7 +30,7 @@ import Testing
         let numbers = (0..<Self.count).map { stream.uniform($0) }
         #expect(numbers.allSatisfy { -1 < $0 && $0 < 1 && $0 != 0 })
         let count = Double(Self.count)
-        // Six standard errors: of the mean (variance 1/3), of the second moment (1/5 - 1/9) and of neighbours' products.
+        // Six standard errors: of the mean (variance 1/3), the second moment (1/5 - 1/9) and neighbours' products.
         let mean = numbers.reduce(0, +) / count
         #expect(mean.magnitude < 6 * (1 / 3 / count).squareRoot())
         let second = numbers.reduce(0) { $0 + $1 * $1 } / count

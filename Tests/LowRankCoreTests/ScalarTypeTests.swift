@@ -11,6 +11,14 @@ import Testing
         #expect(type.rounded(1 + type.epsilon / 2) == 1)
     }
 
+    @Test(arguments: ScalarType.allCases)
+    func greatestFiniteIsTheLast(type: ScalarType) {
+        let largest = type.greatestFinite
+        #expect(type.rounded(largest) == largest)
+        // Half of a step beyond is a tie, which goes to infinity.
+        #expect(type.rounded(largest + (largest / (2 - type.epsilon)) * type.epsilon / 2) == .infinity)
+    }
+
     @Test(arguments: zip([ScalarType.float32, .float64, .bfloat16, .float16], [4, 8, 2, 2]))
     func sizeIsInBytes(type: ScalarType, size: Int) {
         #expect(type.size == size)

@@ -98,7 +98,8 @@ private enum Factorization: String, CaseIterable, Sendable {
         var values = start
         for row in pivots { values[row, 8] = value }
         let weight = TestMatrix(values)
-        #expect(throws: LowRankError.nonFinite(argument: "weight", row: pivots.min() ?? 0, column: 8), "\(table.name)") {
+        #expect(throws: LowRankError.nonFinite(argument: "weight", row: pivots.min() ?? 0, column: 8), "\(table.name)")
+        {
             try TruncatedLDU(of: weight.view, rank: 3, on: backend)
         }
     }
@@ -121,7 +122,8 @@ private enum Factorization: String, CaseIterable, Sendable {
     func squaresBeyondTheRangeAreAnError(table: KernelTable, factor: Double) {
         let weight = TestMatrix(factor * .gaussian(60, 40, seed: 5), .float64)
         let backend = CPUBackend(kernels: table, threads: 2)
-        #expect(performing: { try Factorization.krylovSVD.run(weight, rank: 4, on: backend) }, throws: isNumericalFailure)
+        #expect(
+            performing: { try Factorization.krylovSVD.run(weight, rank: 4, on: backend) }, throws: isNumericalFailure)
     }
 
     private func isNumericalFailure(_ error: any Error) -> Bool {

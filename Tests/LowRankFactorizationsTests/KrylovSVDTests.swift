@@ -62,7 +62,8 @@ import Testing
         let svd = try TruncatedSVD(
             of: weight.view, rank: rank, tolerance: 1e-30, path: .krylov, on: CPUBackend(kernels: table, threads: 2))
         checkSVD(
-            svd, of: weight.values, rank: rank, tolerance: nil, .float32, "\(table.name) \(Self.cases[index].name) tol 1e-30")
+            svd, of: weight.values, rank: rank, tolerance: nil, .float32,
+            "\(table.name) \(Self.cases[index].name) tol 1e-30")
     }
 
     /// A block of 16 columns sees 16 copies of a singular value at most, unless rounding brings in others.
@@ -100,7 +101,8 @@ import Testing
             let weight = TestMatrix(isWide ? values.transposed : values)
             let svd = try TruncatedSVD(of: weight.view, rank: rank, on: CPUBackend.shared)
             checkSVD(
-                svd, of: weight.values, rank: rank, tolerance: 1e-4, .float32, "\(weight.values.shape) rank \(rank) seed 14")
+                svd, of: weight.values, rank: rank, tolerance: 1e-4, .float32,
+                "\(weight.values.shape) rank \(rank) seed 14")
         }
     }
 
@@ -108,7 +110,9 @@ import Testing
     func bitsDependOnTheNumbersAndTheSeedAlone(table: KernelTable) throws {
         let values = RealMatrix.gaussian(300, 200, seed: 11)
         var results: [[UInt64]] = []
-        for (threads, layout) in [(1, Layout.rowMajor), (2, .rowMajor), (3, .columnMajor), (8, .reversed), (1, .strided)] {
+        for (threads, layout) in [
+            (1, Layout.rowMajor), (2, .rowMajor), (3, .columnMajor), (8, .reversed), (1, .strided),
+        ] {
             let weight = TestMatrix(values, .float32, layout)
             let svd = try TruncatedSVD(
                 of: weight.view, rank: 6, tolerance: 0.02, seed: 5, path: .krylov,
@@ -121,7 +125,8 @@ import Testing
     @Test func seedsDifferWithinTheTolerance() throws {
         let weight = TestMatrix(.gaussian(140, 120, seed: 12), .float64)
         let results = try [0, 1, UInt64.max].map { seed in
-            try TruncatedSVD(of: weight.view, rank: 3, tolerance: 0.05, seed: seed, path: .krylov, on: CPUBackend.shared)
+            try TruncatedSVD(
+                of: weight.view, rank: 3, tolerance: 0.05, seed: seed, path: .krylov, on: CPUBackend.shared)
         }
         for svd in results { checkSVD(svd, of: weight.values, rank: 3, tolerance: 0.05, .float64, "another seed") }
         #expect(results[0].u.values != results[1].u.values, "the seed is not used")
@@ -129,7 +134,9 @@ import Testing
     }
 
     /// Powers of two change no significand, so vectors keep their bits and values are scaled.
-    @Test(arguments: KernelTable.available, [(ScalarType.float32, 100), (.float32, -90), (.float64, 400), (.float64, -300)])
+    @Test(
+        arguments: KernelTable.available,
+        [(ScalarType.float32, 100), (.float32, -90), (.float64, 400), (.float64, -300)])
     func scaleDoesNotMatter(table: KernelTable, scaling: (type: ScalarType, exponent: Int)) throws {
         let backend = CPUBackend(kernels: table, threads: 2)
         let decaying = (0..<60).map { 1 / Double(1 + $0) }

@@ -24,7 +24,9 @@ import Testing
     private func importedModule(_ line: String) -> String? {
         let words = line.split(separator: " ")
         guard let keyword = words.firstIndex(of: "import"), keyword + 1 < words.count,
-            words[..<keyword].allSatisfy({ $0.hasPrefix("@") || ["public", "package", "internal", "private"].contains($0) })
+            words[..<keyword].allSatisfy({
+                $0.hasPrefix("@") || ["public", "package", "internal", "private"].contains($0)
+            })
         else { return nil }
         return String(words[keyword + 1].split(separator: ".")[0])
     }
@@ -51,7 +53,8 @@ import Testing
     }
 
     @Test(arguments: [
-        "Unsafe", "Pointer", ".address", "withUnsafe", "assumingMemoryBound", "CLAPACK", "cblas", "gemm", "geqrf", "orgqr",
+        "Unsafe", "Pointer", ".address", "withUnsafe", "assumingMemoryBound", "CLAPACK", "cblas", "gemm", "geqrf",
+        "orgqr",
         "getrf", "gesdd", "trsm", "malloc", "memcpy", "SIMDKernels", "CPUBackend",
     ])
     func factorisationsKnowNeitherMemoryNorBLAS(word: String) throws {

@@ -132,7 +132,8 @@ import Testing
             for j in 0..<rank {
                 let column = RealMatrix(column: weight.values.column(j))
                 expectSmall(
-                    (RealMatrix(column: product.column(j)) - column).norm, size: m, norm: column.norm, type, within: .qr,
+                    (RealMatrix(column: product.column(j)) - column).norm, size: m, norm: column.norm, type,
+                    within: .qr,
                     "\(table.name) \(type) column \(j), descending \(descending), seed 7")
             }
         }

@@ -17,7 +17,8 @@ func checkSVD(
     #expect(svd.passes >= 1, "\(label)")
     for (name, basis) in [("U'U", u), ("V'V", v)] {
         expectSmall(
-            (basis.transposed * basis - .identity(rank)).norm, size: size, norm: 1, type, within: .svd, "\(label), \(name)")
+            (basis.transposed * basis - .identity(rank)).norm, size: size, norm: 1, type, within: .svd,
+            "\(label), \(name)")
     }
     let residuals = [weight * v - u.scalingColumns(by: s), weight.transposed * u - v.scalingColumns(by: s)]
     for (name, residual) in zip(["W v - s u", "W'u - s v"], residuals) {
@@ -90,9 +91,11 @@ func checkSVD(
             let label = "\(table.name) \(type) rank \(rank) seed 3"
             // Gaps of 2 among values up to 30: vectors are determined, sign included.
             expectSmall(
-                (part.u.values - full.u.values.columns(0..<rank)).norm, size: 40, norm: 15, type, within: .svd, "\(label), U")
+                (part.u.values - full.u.values.columns(0..<rank)).norm, size: 40, norm: 15, type, within: .svd,
+                "\(label), U")
             expectSmall(
-                (part.vh.values - full.vh.values.rows(0..<rank)).norm, size: 40, norm: 15, type, within: .svd, "\(label), V")
+                (part.vh.values - full.vh.values.rows(0..<rank)).norm, size: 40, norm: 15, type, within: .svd,
+                "\(label), V")
             #expect(zip(part.s, full.s).allSatisfy { $0 == $1 }, "\(label), S")
         }
     }

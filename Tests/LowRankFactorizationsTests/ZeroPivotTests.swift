@@ -17,12 +17,14 @@ import Testing
         let all = parts.lower.values + parts.diagonal + parts.upper.values
         #expect(all.allSatisfy { $0.isFinite }, "\(label)")
         #expect(parts.permutation.sorted() == Array(parts.permutation.indices), "\(label)")
-        #expect(Set(parts.diagonal.indices.filter { parts.diagonal[$0] == 0 }) == zeros, "\(label): D \(parts.diagonal)")
+        #expect(
+            Set(parts.diagonal.indices.filter { parts.diagonal[$0] == 0 }) == zeros, "\(label): D \(parts.diagonal)")
         for i in zeros where i < parts.upper.rows {
             #expect(parts.upper.row(i) == (0..<parts.upper.columns).map { $0 == i ? 1 : 0 }, "\(label): row \(i) of U")
         }
         for i in parts.diagonal.indices {
-            #expect(parts.lower[i, i] == 1 && (0..<i).allSatisfy { parts.lower[$0, i] == 0 }, "\(label): column \(i) of L")
+            #expect(
+                parts.lower[i, i] == 1 && (0..<i).allSatisfy { parts.lower[$0, i] == 0 }, "\(label): column \(i) of L")
         }
     }
 
@@ -57,7 +59,8 @@ import Testing
         let parts = try ldu(values, type, rank: 3, table)
         check(parts, zeros: [1, 2], "\(table.name) \(type) multiples of one row")
         #expect(parts.permutation[0] == 2 && parts.diagonal[0] == 4)
-        expectEqual(parts.product, values.gatheringRows(parts.permutation), "\(table.name) \(type): rank 1 is reproduced")
+        expectEqual(
+            parts.product, values.gatheringRows(parts.permutation), "\(table.name) \(type): rank 1 is reproduced")
     }
 
     @Test(arguments: KernelTable.available, [ScalarType.float32, .float64, .bfloat16, .float16])
@@ -107,7 +110,9 @@ import Testing
         check(try ldu(values, type, rank: 5, table), zeros: [2], "\(table.name) \(type) subnormal column, seed 2")
     }
 
-    @Test(arguments: KernelTable.available, [(ScalarType.float32, -130), (.float32, -149), (.bfloat16, -130), (.float64, -1000)])
+    @Test(
+        arguments: KernelTable.available,
+        [(ScalarType.float32, -130), (.float32, -149), (.bfloat16, -130), (.float64, -1000)])
     func pivotsMayBeTinyNumbers(table: KernelTable, scale: (type: ScalarType, exponent: Int)) throws {
         let small = Double(sign: .plus, exponent: scale.exponent, significand: 1)
         let parts = try ldu(

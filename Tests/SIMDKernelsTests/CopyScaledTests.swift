@@ -41,7 +41,8 @@ import Testing
         let rows = RealMatrix.integers(1, 5, seed: 2).values
         let columns = RealMatrix.integers(1, 11, seed: 3).values
         for targetType in ScalarType.allCases {
-            for factors in [Factors(), .init(rows: rows), .init(columns: columns), .init(rows: rows, columns: columns)] {
+            for factors in [Factors(), .init(rows: rows), .init(columns: columns), .init(rows: rows, columns: columns)]
+            {
                 for beta in [0, 1, -1, 0.5] {
                     for inFloat64 in [false, true] {
                         check(
@@ -89,7 +90,8 @@ import Testing
                 var source = RealMatrix.integers(3, 17, seed: 9)
                 source[i, j] = value
                 for type in ScalarType.allCases {
-                    check(table, source, from: type, .rowMajor, to: type, .rowMajor, beta: 0, inFloat64: type == .float64)
+                    check(
+                        table, source, from: type, .rowMajor, to: type, .rowMajor, beta: 0, inFloat64: type == .float64)
                 }
             }
         }

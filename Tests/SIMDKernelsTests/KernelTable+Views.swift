@@ -24,7 +24,9 @@ extension KernelTable {
             c.rows, c.columns, a.columns, alpha, a.address, a.type.rawValue, a.rowStride, a.columnStride,
             b.address, b.type.rawValue, b.rowStride, b.columnStride,
             beta, c.address, c.type.rawValue, c.rowStride, c.columnStride, workspace)
-        let isIntact = (needed..<(needed + guardBytes)).allSatisfy { workspace.load(fromByteOffset: $0, as: UInt8.self) == 0xff }
+        let isIntact = (needed..<(needed + guardBytes)).allSatisfy {
+            workspace.load(fromByteOffset: $0, as: UInt8.self) == 0xff
+        }
         #expect(isIntact, "\(label): memory behind the workspace was written", sourceLocation: sourceLocation)
     }
 
@@ -62,12 +64,14 @@ extension KernelTable {
 
     func maxMagnitude(of matrix: TestMatrix) -> Double {
         let view = matrix.view
-        return maxMagnitude(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
+        return maxMagnitude(
+            view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
     }
 
     func firstNonFinite(in matrix: TestMatrix) -> Int {
         let view = matrix.view
-        return firstNonFinite(view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
+        return firstNonFinite(
+            view.rows, view.columns, view.address, view.type.rawValue, view.rowStride, view.columnStride)
     }
 
     /// Adds the column products of a and b to `sums`.

@@ -4,7 +4,7 @@ import LowRankCore
 import TestSupport
 import Testing
 
-/// Products of small whole numbers are exact in float32, in any order and fused or not, so results are compared bit by bit.
+/// Products of small whole numbers are exact in float32, in any order and fused or not, so results must be equal.
 @Suite struct MultiplyKernelTests {
     /// Sizes around the tile of 6 rows and of 4 to 16 columns, and 8 N + 2 for vectors of 4 and 8 lanes.
     private static let sizes = [0, 1, 2, 3, 5, 6, 7, 15, 16, 17, 34, 66]
@@ -19,9 +19,11 @@ import Testing
         let b = TestMatrix(.integers(depth, columns, seed: seed + 1), types.b, layouts.b)
         let old = RealMatrix.integers(rows, columns, seed: seed + 2, magnitude: 9)
         // Where beta is 0 the old C must not be read: it is all NaN.
-        let c = beta == 0 ? TestMatrix(undefined: rows, columns, types.c, layouts.c) : TestMatrix(old, types.c, layouts.c)
+        let c =
+            beta == 0 ? TestMatrix(undefined: rows, columns, types.c, layouts.c) : TestMatrix(old, types.c, layouts.c)
         let label = """
-            \(table.name) \(rows)x\(columns)x\(depth) alpha \(alpha) beta \(beta) types \(types) layouts \(layouts) seed \(seed)
+            \(table.name) \(rows)x\(columns)x\(depth) alpha \(alpha) beta \(beta) types \(types) layouts \(layouts) \
+            seed \(seed)
             """
         table.multiply(alpha, a, b, beta: beta, into: c, label: label)
         let product = alpha * (a.values * b.values)
@@ -46,7 +48,9 @@ import Testing
             for (rows, columns) in [(1, 1), (6, 16), (7, 17), (13, 34)] {
                 for type in [ScalarType.float32, .float64, .bfloat16] {
                     // With a C that sums can't be kept in they go through the workspace.
-                    check(table, rows: rows, columns: columns, depth: depth, beta: beta, types: (.float32, .float32, type))
+                    check(
+                        table, rows: rows, columns: columns, depth: depth, beta: beta, types: (.float32, .float32, type)
+                    )
                     check(
                         table, rows: rows, columns: columns, depth: depth, beta: beta, types: (type, type, type),
                         layouts: (.columnMajor, .columnMajor, .columnMajor))
@@ -88,7 +92,8 @@ import Testing
             }
             for type in [ScalarType.float64, .bfloat16, .float16] {
                 check(
-                    table, rows: 8, columns: 19, depth: 6, types: (type, type, type), layouts: (aLayout, bLayout, aLayout))
+                    table, rows: 8, columns: 19, depth: 6, types: (type, type, type),
+                    layouts: (aLayout, bLayout, aLayout))
             }
         }
     }

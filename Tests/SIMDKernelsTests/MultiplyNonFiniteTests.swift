@@ -27,7 +27,8 @@ import Testing
                     for layout in [Layout.rowMajor, .columnMajor] {
                         var a = RealMatrix.integers(rows, depth, seed: 1)
                         a[i, k] = value
-                        let label = "\(table.name) \(rows)x\(columns)x\(depth) \(type) \(layout), \(value) in A[\(i), \(k)]"
+                        let label =
+                            "\(table.name) \(rows)x\(columns)x\(depth) \(type) \(layout), \(value) in A[\(i), \(k)]"
                         check(table, a, .integers(depth, columns, seed: 2), type, layout: layout, label)
                     }
                 }
@@ -43,7 +44,8 @@ import Testing
                     for layout in [Layout.rowMajor, .columnMajor] {
                         var b = RealMatrix.integers(depth, columns, seed: 2)
                         b[k, j] = value
-                        let label = "\(table.name) \(rows)x\(columns)x\(depth) \(type) \(layout), \(value) in B[\(k), \(j)]"
+                        let label =
+                            "\(table.name) \(rows)x\(columns)x\(depth) \(type) \(layout), \(value) in B[\(k), \(j)]"
                         check(table, .integers(rows, depth, seed: 1), b, type, layout: layout, label)
                     }
                 }

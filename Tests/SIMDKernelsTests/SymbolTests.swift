@@ -8,7 +8,9 @@ import Testing
 @Suite struct SymbolTests {
     private static let hasNM = SourceTree.output(of: "nm --version") != nil
 
-    @Test(.enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"])
+    @Test(
+        .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"]
+    )
     func wideKernelsExportNoSharedCode(module: String) throws {
         let folder = "\(SourceTree.buildFolder)/\(module).build"
         let objects = SourceTree.files(under: folder, ending: ".o")
@@ -25,13 +27,16 @@ import Testing
     }
 
     /// Without this the test above would pass on objects that hold none of the kernels.
-    @Test(.enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"])
+    @Test(
+        .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"]
+    )
     func wideKernelsAreInTheirObjects(module: String) {
         let objects = SourceTree.files(under: "\(SourceTree.buildFolder)/\(module).build", ending: ".o")
         let symbols = objects.flatMap { SourceTree.output(of: "nm --defined-only '\($0)'") ?? [] }
         #if arch(x86_64)
             for kernel in ["multiplyFloat32", "multiplyFloat64", "copyScaledFloat32", "maxMagnitude", "columnDots"] {
-                #expect(symbols.contains { $0.contains(" T ") && $0.contains(module) && $0.contains(kernel) }, "\(kernel)")
+                #expect(
+                    symbols.contains { $0.contains(" T ") && $0.contains(module) && $0.contains(kernel) }, "\(kernel)")
             }
         #endif
     }

@@ -4,7 +4,7 @@ import LowRankCore
 import Synchronization
 import Testing
 
-/// How large a ratio `residual / (max(m, n) * norm(A) * eps)` may be: the one table of tolerances, from LAPACK's own tests.
+/// How large a ratio `residual / (max(m, n) * norm(A) * eps)` may be: the one table of tolerances, from LAPACK's tests.
 public enum Limit: String, Sendable {
     case qr
     case ldu

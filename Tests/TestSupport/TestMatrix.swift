@@ -117,7 +117,9 @@ public final class TestMatrix {
                 for byte in start..<(start + type.size) { isElement[byte] = true }
             }
         }
-        return (0..<byteCount).allSatisfy { isElement[$0] || memory.load(fromByteOffset: $0, as: UInt8.self) == Self.pattern }
+        return (0..<byteCount).allSatisfy {
+            isElement[$0] || memory.load(fromByteOffset: $0, as: UInt8.self) == Self.pattern
+        }
     }
 
     private func address(_ row: Int, _ column: Int) -> UnsafeMutableRawPointer {

@@ -18,6 +18,8 @@ extension CPUBackend {
         _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, beta: Double, into target: MatrixView
     ) throws(LowRankError) {
         precondition(source.rows == target.rows && source.columns == target.columns, "shapes of a copy")
+        // Empty matrices may have a side as long as an integer can be, here and below.
+        if target.isEmpty { return }
         // The inner loop runs along the target's lines.
         if target.columnStride != 1 && target.rowStride == 1 {
             return try combine(
@@ -86,6 +88,7 @@ extension CPUBackend {
     }
 
     public func clear(_ target: MatrixView) {
+        if target.isEmpty { return }
         // All storage types write zero as zero bits.
         let target = inMemoryOrder(target)
         let size = target.type.size
@@ -129,12 +132,14 @@ extension CPUBackend {
     }
 
     public func maxMagnitude(of source: MatrixView) -> Double {
+        if source.isEmpty { return 0 }
         let source = inMemoryOrder(source)
         return kernels.maxMagnitude(
             source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride)
     }
 
     public func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? {
+        if source.isEmpty { return nil }
         let position = kernels.firstNonFinite(
             source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride)
         return position < 0 ? nil : (position / source.columns, position % source.columns)
@@ -143,6 +148,7 @@ extension CPUBackend {
     public func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] {
         precondition(a.rows == b.rows && a.columns == b.columns, "shapes of a column product")
         var sums = [Double](repeating: 0, count: a.columns)
+        if a.isEmpty { return sums }
         sums.withUnsafeMutableBufferPointer { buffer in
             guard let target = buffer.baseAddress else { return }
             kernels.columnDots(

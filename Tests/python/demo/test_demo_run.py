@@ -14,6 +14,7 @@ import torch
 import transformers
 from lowrank_swift.cli.app import app
 from lowrank_swift.demo import data, experiment
+from lowrank_swift.demo.metrics import SMOOTHING
 from lowrank_swift.demo.train import batch_indices, collate
 from typer.testing import CliRunner, Result
 
@@ -183,8 +184,16 @@ def test_batches_are_whole_seeded_and_cover_an_epoch() -> None:
     assert sorted(i for batch in batches for i in batch) == list(range(100))
     assert batches == batch_indices(lengths, batch_size=10, steps=10, seed=0)
     assert batches != batch_indices(lengths, batch_size=10, steps=10, seed=1)
-    padded = sum(10 * max(lengths[i] for i in batch) for batch in batches)
-    assert padded < 1.2 * sum(lengths)
+
+
+def test_batches_of_similar_length_come_in_rounds() -> None:
+    lengths = [3 + i % 61 for i in range(8 * SMOOTHING * 5)]
+    batches = batch_indices(lengths, batch_size=8, steps=5 * SMOOTHING, seed=0)
+    widths = [max(lengths[i] for i in batch) for batch in batches]
+    assert 8 * sum(widths) < 1.25 * sum(lengths)
+    rounds = [widths[i : i + SMOOTHING] for i in range(0, len(widths), SMOOTHING)]
+    orders = {tuple(sorted(range(SMOOTHING), key=widths.__getitem__)) for widths in rounds}
+    assert len(orders) == 1
 
 
 def test_collate_pads_and_masks() -> None:

@@ -9,6 +9,7 @@ import typer
 
 import lowrank_swift
 from lowrank_swift.cli.demo import demo
+from lowrank_swift.cli.info import info
 
 __all__ = ["app"]
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(info)
 
 
 def _print_version(wanted: bool) -> None:

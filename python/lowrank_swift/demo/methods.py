@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
     "head": Method("head alone", False, "#999999", None, 0.0, _head_only),
     "lora": Method("LoRA (PEFT)", False, "#000000", 16, 2e-3, _lora),
     "olora": Method("OLoRA", True, "#0072B2", 16, 1e-3, _olora),
-    "loldu": Method("LoLDU", True, "#D55E00", 256, 1e-3, _loldu),
+    "loldu": Method("LoLDU", True, "#D55E00", 128, 2e-3, _loldu),
     "lamda": Method("LaMDA", True, "#009E73", 32, 1e-3, _lamda, _freeze_gradually),
     "full": Method("full fine-tuning", False, "#CC79A7", None, 2e-4, _full),
 }

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SMOOTHING", "bytes_kept", "smoothed", "steps_to", "wilson_interval"]
 
-SMOOTHING = 10
-"""Losses in the trailing mean by which training losses are compared and drawn."""
+SMOOTHING = 8
+"""Losses in the trailing mean by which training losses are compared and drawn: one of each length of text, because the
+batches come in rounds of so many, from short texts to long ones."""
 
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 

@@ -23,7 +23,7 @@ def draw_losses(results: Results, file: IO[bytes]) -> None:
         file: Receives the image.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FormatStrFormatter, MaxNLocator
 
     figure = Figure(figsize=(10, 5.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -58,6 +58,9 @@ def draw_losses(results: Results, file: IO[bytes]) -> None:
         )
     axes.set_title(f"Which package is this docstring from?  {results.source.name}", loc="left", fontsize=11)
     axes.set_xlabel(f"step (batch {results.settings.batch_size})")
+    axes.set_yscale("log")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(FormatStrFormatter("%.2g"))
     axes.set_ylabel(f"training loss (mean of the last {SMOOTHING} steps)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

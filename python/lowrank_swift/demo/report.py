@@ -35,8 +35,8 @@ from lowrank_swift.demo.settings import DemoError
 __all__ = ["introduction", "prepare_folder", "table", "verdict", "write_atomically", "write_files"]
 
 _CAPTION = (
-    "adapter params: trainable ones, the head's apart, first → last step. Steps to LoRA's loss: the first step at which "
-    f"the mean of the last {SMOOTHING} losses is down to LoRA's final one. Kept: unique storages saved for the backward "
+    "adapter params: trainable, the head's apart, first → last step. Steps to LoRA's loss: the first step at which "
+    f"the mean of {SMOOTHING} losses is down to LoRA's final one. Kept: unique storages saved for the backward "
     "of the widest batch, parameters and buffers apart."
 )
 _LIBRARIES = ("torch", "transformers", "peft", "numpy", "matplotlib")

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional
 
 from lowrank_swift.demo.methods import Method
+from lowrank_swift.demo.metrics import SMOOTHING
 
 __all__ = ["HEAD_LEARNING_RATE", "Batch", "Classifier", "Curve", "batch_indices", "collate", "count_correct", "train"]
 
 HEAD_LEARNING_RATE = 2e-2
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises; it falls linearly to zero afterwards
-_POOLED_BATCHES = 8  # batches are cut from so many batches' worth of texts sorted by length, which saves padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,10 @@ class Classifier(nn.Module):
 def batch_indices(lengths: Sequence[int], *, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """Choose the texts of each step: shuffled every epoch, texts of similar length together, whole batches only.
 
+    Texts of similar length save padding, but short texts are harder. So the batches come in rounds of `SMOOTHING`, cut
+    from as many batches' worth of texts sorted by length and taken in the same order of lengths in every round: a mean
+    over so many successive losses then spans all lengths equally.
+
     Args:
         lengths: Tokens of each training text; at least `batch_size` of them.
         batch_size: Texts in a batch.
@@ -80,15 +84,13 @@ def batch_indices(lengths: Sequence[int], *, batch_size: int, steps: int, seed: 
     """
     rng = random.Random(seed)
     batches: list[list[int]] = []
+    places = rng.sample(range(SMOOTHING), SMOOTHING)
     while len(batches) < steps:
-        order = list(range(len(lengths)))
-        rng.shuffle(order)
-        epoch = []
-        for start in range(0, len(order), batch_size * _POOLED_BATCHES):
-            pool = sorted(order[start : start + batch_size * _POOLED_BATCHES], key=lengths.__getitem__)
-            epoch += [pool[i : i + batch_size] for i in range(0, len(pool) - batch_size + 1, batch_size)]
-        rng.shuffle(epoch)
-        batches += epoch
+        order = rng.sample(range(len(lengths)), len(lengths))
+        for start in range(0, len(order), batch_size * SMOOTHING):
+            pool = sorted(order[start : start + batch_size * SMOOTHING], key=lengths.__getitem__)
+            cut = [pool[i : i + batch_size] for i in range(0, len(pool) - batch_size + 1, batch_size)]
+            batches += [cut[place] for place in places if place < len(cut)]
     return batches[:steps]
 
 

@@ -1,0 +1,198 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CLowRank
+import LowRankCore
+import TestSupport
+import Testing
+
+/// One call of the C ABI with good arguments, each of which a test may replace or spoil.
+struct TestCall {
+    /// What a function does with a tensor.
+    enum Role: Sendable {
+        case input
+        case output
+        /// Read and written.
+        case changed
+    }
+
+    struct Argument {
+        /// As the function's messages call it.
+        let name: String
+        let tensor: TestTensor
+        let role: Role
+        var isOptional = false
+    }
+
+    let name: String
+    let arguments: [Argument]
+    private let run: ([UnsafeMutablePointer<DLTensor>?]) -> lr_status_t
+
+    init(
+        _ name: String, _ arguments: [Argument], run: @escaping ([UnsafeMutablePointer<DLTensor>?]) -> lr_status_t
+    ) {
+        self.name = name
+        self.arguments = arguments
+        self.run = run
+    }
+
+    /// Runs it, with the arguments of the given names left out.
+    func callAsFunction(without missing: Set<String> = []) -> lr_status_t {
+        withExtendedLifetime(arguments) {
+            run(arguments.map { missing.contains($0.name) ? nil : $0.tensor.pointer })
+        }
+    }
+
+    /// The tensor of a name.
+    func callAsFunction(_ name: String) throws -> TestTensor {
+        try #require(arguments.first { $0.name == name }?.tensor)
+    }
+
+    /// The index of each argument of each call, for tests that spoil one.
+    static let allArguments: [(call: String, argument: String)] = all.flatMap { call in
+        call.arguments.map { (call.name, $0.name) }
+    }
+
+    /// Every function that takes tensors.
+    static var all: [TestCall] {
+        [checkWeight, qr, ldu, svd] + ["olora", "loldu", "lamda", "pissa"].map { initialize($0) }
+            + [forward, backward, effectiveUp, effectiveUpBackward, merge]
+    }
+
+    static func named(_ name: String) throws -> TestCall {
+        try #require(all.first { $0.name == name })
+    }
+}
+
+extension TestCall {
+    private static let m = 9
+    private static let n = 7
+    private static let r = 3
+    private static let tokens = 5
+
+    private static func tensor(_ rows: Int, _ columns: Int, seed: UInt64, dimensions: Int = 2) -> TestTensor {
+        TestTensor(TestMatrix(.gaussian(rows, columns, seed: seed)), dimensions: dimensions)
+    }
+
+    private static func input(_ name: String, _ tensor: TestTensor) -> Argument {
+        Argument(name: name, tensor: tensor, role: .input)
+    }
+
+    private static func output(_ name: String, _ tensor: TestTensor) -> Argument {
+        Argument(name: name, tensor: tensor, role: .output)
+    }
+
+    private static var weight: Argument { input("weight", tensor(m, n, seed: 1)) }
+
+    private static var factors: [Argument] {
+        [
+            input("down", tensor(r, n, seed: 2)),
+            Argument(name: "core", tensor: tensor(1, r, seed: 3, dimensions: 1), role: .input, isOptional: true),
+            input("up", tensor(m, r, seed: 4)),
+        ]
+    }
+
+    private static func optional(_ argument: Argument) -> Argument {
+        var argument = argument
+        argument.isOptional = true
+        return argument
+    }
+
+    static var checkWeight: TestCall {
+        TestCall("lr_check_weight", [weight]) { lr_check_weight($0[0], Int64(r)) }
+    }
+
+    static var qr: TestCall {
+        TestCall("lr_qr", [weight, output("out_q", .init(undefined: m, r)), output("out_r", .init(undefined: r, n))]) {
+            lr_qr($0[0], Int64(r), $0[1], $0[2])
+        }
+    }
+
+    static var ldu: TestCall {
+        TestCall(
+            "lr_ldu",
+            [
+                weight, output("out_l", .init(undefined: m, r)), output("out_d", .init(undefined: 1, r, dimensions: 1)),
+                output("out_u", .init(undefined: r, n)), output("out_perm", .indices(m)),
+            ]
+        ) { lr_ldu($0[0], Int64(r), $0[1], $0[2], $0[3], $0[4]) }
+    }
+
+    static var svd: TestCall {
+        TestCall(
+            "lr_svd",
+            [
+                weight, output("out_u", .init(undefined: m, r)), output("out_s", .init(undefined: 1, r, dimensions: 1)),
+                output("out_vh", .init(undefined: r, n)),
+            ]
+        ) { lr_svd($0[0], Int64(r), 1e-4, 0, $0[1], $0[2], $0[3], nil) }
+    }
+
+    /// In place; the core is of the method's kind.
+    static func initialize(_ method: String) -> TestCall {
+        let core: Argument? =
+            switch method {
+            case "loldu": output("core", .init(undefined: 1, r, dimensions: 1))
+            case "lamda": output("core", .init(undefined: r, r))
+            default: nil
+            }
+        let arguments =
+            [
+                Argument(name: "weight", tensor: tensor(m, n, seed: 1), role: .changed),
+                output("up", .init(undefined: m, r)),
+            ]
+            + [core].compactMap { $0 } + [output("down", .init(undefined: r, n))]
+        return TestCall("lr_initialize \(method)", arguments) { pointers in
+            let core = core == nil ? nil : pointers[2]
+            return lr_initialize(method, pointers[0], Int64(r), 0.5, nil, 1, pointers[1], core, pointers.last ?? nil)
+        }
+    }
+
+    static var forward: TestCall {
+        let out = Argument(name: "out", tensor: tensor(tokens, m, seed: 6), role: .changed)
+        let arguments =
+            [input("x", tensor(tokens, n, seed: 5))] + factors + [out, output("out_h", .init(undefined: tokens, r))]
+        return TestCall("lr_adapter_forward", arguments) {
+            lr_adapter_forward($0[0], $0[1], $0[2], $0[3], 0.5, $0[4], $0[5])
+        }
+    }
+
+    static var backward: TestCall {
+        let inputs = [
+            input("grad", tensor(tokens, m, seed: 7)), input("x", tensor(tokens, n, seed: 8)),
+            input("h", tensor(tokens, r, seed: 9)),
+        ]
+        let outputs = [
+            Argument(name: "out_x", tensor: tensor(tokens, n, seed: 10), role: .changed, isOptional: true),
+            optional(output("out_down", .init(undefined: r, n))),
+            optional(output("out_core", .init(undefined: 1, r, dimensions: 1))),
+            optional(output("out_up", .init(undefined: m, r))),
+        ]
+        return TestCall("lr_adapter_backward", inputs + factors + outputs) {
+            lr_adapter_backward($0[0], $0[1], $0[2], $0[3], $0[4], $0[5], 0.5, 1, $0[6], $0[7], $0[8], $0[9])
+        }
+    }
+
+    static var effectiveUp: TestCall {
+        let arguments =
+            [
+                factors[2], factors[1], optional(input("start", tensor(m, r, seed: 11))),
+                output("out", .init(undefined: m, r)),
+            ]
+        return TestCall("lr_effective_up", arguments) { lr_effective_up($0[0], $0[1], $0[2], $0[3]) }
+    }
+
+    static var effectiveUpBackward: TestCall {
+        let outputs = [
+            optional(output("out_up", .init(undefined: m, r))),
+            optional(output("out_core", .init(undefined: 1, r, dimensions: 1))),
+        ]
+        let arguments = [input("grad", tensor(m, r, seed: 12)), factors[2], factors[1]] + outputs
+        return TestCall("lr_effective_up_backward", arguments) {
+            lr_effective_up_backward($0[0], $0[1], $0[2], 1, $0[3], $0[4])
+        }
+    }
+
+    static var merge: TestCall {
+        let weight = Argument(name: "weight", tensor: tensor(m, n, seed: 1), role: .changed)
+        return TestCall("lr_merge", [weight] + factors) { lr_merge($0[0], $0[1], $0[2], $0[3], 0.5) }
+    }
+}
