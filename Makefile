@@ -15,7 +15,7 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-abi test-python bench clean
+.PHONY: help demo test test-swift test-abi test-python bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -39,8 +39,12 @@ bench: $(VENV)/.installed-demo ## Time the initializers beside PEFT's and torch'
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/run.py \
 		--shapes small,4096,11008 --out bench-results.json
 
+docs: $(VENV)/.installed-docs ## Build the user's guide in docs/_build
+	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "The guide is docs/_build/index.html"
+
 clean: ## Remove what the other targets made, but not their results
-	rm -rf $(VENV) .build build dist python/lowrank_swift.egg-info
+	rm -rf $(VENV) .build build dist docs/_build python/lowrank_swift.egg-info
 
 # Files in $(VENV) mark what is done, so that the next make has less to do.
 

@@ -10,8 +10,9 @@ func bridge(_ name: String, dependencies: [Target.Dependency] = []) -> Target {
     .target(name: name, dependencies: dependencies, path: "CBridge/\(name)")
 }
 
-// Kernels stay optimised in debug builds: they hold raw pointers and SIMD only, and tests would crawl otherwise.
-let kernelFlags: [String] = ["-Ounchecked"]
+// Kernels stay optimised, and as one module specialised, in debug builds: they hold raw pointers and SIMD only, and tests
+// would crawl otherwise. One thread keeps an object for each file, which the index of a debug build expects.
+let kernelFlags: [String] = ["-Ounchecked", "-whole-module-optimization", "-num-threads", "1", "-disable-batch-mode"]
 
 #if arch(x86_64)
 let wideKernels: [Target] = [

@@ -120,7 +120,10 @@ const char *native_string(native_call *call, PyObject *object, const char *name)
   }
   Py_ssize_t length;
   const char *text = PyUnicode_AsUTF8AndSize(object, &length);
-  if (text != NULL && strlen(text) != (size_t)length) {
+  if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeError)) {
+    PyErr_Clear();
+    PyErr_Format(PyExc_ValueError, "%s: expected text that UTF-8 can encode, got %R", name, object);
+  } else if (text != NULL && strlen(text) != (size_t)length) {
     PyErr_Format(PyExc_ValueError, "%s: expected text without a null character, got %R", name, object);
     text = NULL;
   }

@@ -79,18 +79,10 @@ func maxMagnitude<S: StorageScalar>(_: S.Type, rows: Int, columns: Int, source: 
 func firstNonFinite<S: StorageScalar>(_: S.Type, rows: Int, columns: Int, source: UnsafeRawPointer, row: Int, column: Int) -> Int {
     for i in 0..<rows {
         let line = source.assumingMemoryBound(to: S.self) + i &* row
-        // Zero times a NaN or an infinity is NaN, and one NaN stays in the sums: no branch per element.
-        var sums = SIMD8<Double>.zero
-        var j = 0
-        while j &+ 8 <= columns {
-            for lane in 0..<8 { sums[lane] += (line[(j &+ lane) &* column].loaded() as Double) * 0 }
-            j &+= 8
-        }
-        while j < columns {
-            sums[0] += (line[j &* column].loaded() as Double) * 0
-            j &+= 1
-        }
-        if sums.sum() != 0 {
+        // Zero times a NaN or an infinity is NaN. A sum of bits instead of a branch per element lets the loop vectorise.
+        var spoiled = 0
+        for j in 0..<columns { spoiled |= (line[j &* column].loaded() as Double) * 0 == 0 ? 0 : 1 }
+        if spoiled != 0 {
             for k in 0..<columns where !(line[k &* column].loaded() as Double).isFinite { return i &* columns &+ k }
         }
     }

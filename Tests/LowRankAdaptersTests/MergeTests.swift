@@ -61,12 +61,12 @@ import Testing
     @Test(arguments: KernelTable.available, CoreKind.allCases)
     func bitsDoNotDependOnThreads(table: KernelTable, kind: CoreKind) throws {
         let adapter = TestAdapter(gaussian: 300, 280, rank: 16, kind)
-        let results = try [1, 2, 3, 8].map { threads in
+        let results = try threadCounts.map { threads in
             let weight = TestMatrix(.gaussian(300, 280, seed: 5), .bfloat16)
             try adapter.factors().merge(into: weight.view, on: CPUBackend(kernels: table, threads: threads))
             return weight.bits
         }
-        for result in results.dropFirst() { #expect(result == results[0], "\(table.name) \(kind)") }
+        expectSameBits(results, cases: threadCounts.map { "\($0) threads" }, "\(table.name) \(kind)")
     }
 
     /// The sum of one entry leaves the range of the weight's type, of all others it does not.

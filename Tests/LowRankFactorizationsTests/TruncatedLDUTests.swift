@@ -127,13 +127,14 @@ struct LDUParts {
     @Test(arguments: KernelTable.available)
     func bitsDependOnTheNumbersAlone(table: KernelTable) throws {
         let values = RealMatrix.gaussian(300, 280, seed: 3)
+        let cases = [(1, Layout.rowMajor), (2, .columnMajor), (3, .strided), (8, .reversed)]
         var results: [[UInt64]] = []
-        for (threads, layout) in [(1, Layout.rowMajor), (2, .columnMajor), (3, .strided), (8, .reversed)] {
+        for (threads, layout) in cases {
             let weight = TestMatrix(values, .float32, layout)
             let ldu = try TruncatedLDU(of: weight.view, rank: 20, on: CPUBackend(kernels: table, threads: threads))
             results.append(ldu.lower.view.bits + ldu.upper.view.bits + ldu.diagonal.view.bits)
         }
-        for (index, result) in results.enumerated() { #expect(result == results[0], "\(table.name) case \(index)") }
+        expectSameBits(results, cases: cases.map { "\($0)" }, table.name)
     }
 
     /// Neither the factors nor an error come from entries outside of the leading columns and the pivot rows.

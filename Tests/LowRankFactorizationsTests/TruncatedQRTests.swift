@@ -142,12 +142,13 @@ import Testing
     @Test(arguments: KernelTable.available)
     func bitsDependOnTheNumbersAlone(table: KernelTable) throws {
         let values = RealMatrix.gaussian(300, 280, seed: 8)
+        let cases = [(1, Layout.rowMajor), (2, .columnMajor), (3, .strided), (8, .reversed)]
         var results: [[UInt64]] = []
-        for (threads, layout) in [(1, Layout.rowMajor), (2, .columnMajor), (3, .strided), (8, .reversed)] {
+        for (threads, layout) in cases {
             let weight = TestMatrix(values, .float32, layout)
             let qr = try TruncatedQR(of: weight.view, rank: 20, on: CPUBackend(kernels: table, threads: threads))
             results.append(qr.q.view.bits + qr.r.view.bits)
         }
-        for (index, result) in results.enumerated() { #expect(result == results[0], "\(table.name) case \(index)") }
+        expectSameBits(results, cases: cases.map { "\($0)" }, table.name)
     }
 }

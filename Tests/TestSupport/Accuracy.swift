@@ -64,6 +64,22 @@ public func expectBits(
     }
 }
 
+/// Expects all results to have the bits of the first. (Comparing arrays in the expectation itself would have every
+/// difference worked out, which takes minutes for large ones.)
+///
+/// - Parameter cases: What each result was made with.
+public func expectSameBits(
+    _ results: [[UInt64]], cases: [String], _ label: @autoclosure () -> String,
+    sourceLocation: SourceLocation = #_sourceLocation
+) {
+    for (result, name) in zip(results, cases) where result != results[0] {
+        let differences = zip(result, results[0]).filter { $0 != $1 }.count
+        Issue.record(
+            "\(label()): \(differences) of \(result.count) elements differ between \(cases[0]) and \(name)",
+            sourceLocation: sourceLocation)
+    }
+}
+
 /// Expects the memory between and around a matrix's elements to be untouched.
 public func expectIntactGuard(
     _ matrices: TestMatrix..., label: @autoclosure () -> String, sourceLocation: SourceLocation = #_sourceLocation

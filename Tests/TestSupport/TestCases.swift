@@ -8,12 +8,8 @@ extension KernelTable: CustomTestStringConvertible {
     package var testDescription: String { name }
 }
 
-extension CPUBackend {
-    /// A backend for each instruction set that this CPU runs.
-    package static var all: [(name: String, backend: CPUBackend)] {
-        KernelTable.available.map { ($0.name, CPUBackend(kernels: $0, threads: 2)) }
-    }
-}
+/// Numbers of threads between which results must not differ.
+public let threadCounts = [1, 2, 3, 8]
 
 /// Keeps tests that change the process's number of threads from running at once.
 public enum ThreadCountSetting {

@@ -22,7 +22,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     """
     import json  # Not above: it would make up a good part of the package's import time.
 
-    if mode not in ("stdout", "dicts"):
+    if not isinstance(mode, str) or mode not in ("stdout", "dicts"):
         raise ValueError(f"mode: expected 'stdout' or 'dicts', got {mode!r}")
     config: dict[str, Any] = {"version": __version__, **json.loads(_native.config())}
     if mode == "dicts":
