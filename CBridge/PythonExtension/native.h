@@ -20,6 +20,9 @@ typedef struct {
   PyObject *internal_error;
   PyObject *no_arguments;      // ()
   PyObject *dlpack_arguments;  // {"max_version": (1, 0)}
+  PyObject *exchange_name;     // "__dlpack_c_exchange_api__"
+  PyObject *plain_type;        // the last type seen without that attribute, or NULL
+  PyObject *tensor_type;       // lowrank_swift.Tensor
 } native_state;
 
 // module.c
@@ -42,14 +45,16 @@ void native_raise_type_error(const char *name, const char *expected, PyObject *o
 /// The most tensors that one function takes.
 enum { NATIVE_MAX_TENSORS = 10 };
 
-/// A tensor borrowed through DLPack: one of the two is set, until its deleter is called.
+/// A tensor borrowed through DLPack. One of the two pointers is set until its deleter is called, or neither where the
+/// memory is the argument's, which the caller keeps alive.
 typedef struct {
+  DLTensor unowned;
   DLManagedTensor *unversioned;
   DLManagedTensorVersioned *versioned;
 } native_tensor;
 
 typedef struct {
-  const native_state *state;
+  native_state *state;
   bool failed;  // an exception is set
   lr_status_t status;
   int tensor_count;
@@ -84,10 +89,20 @@ typedef enum {
   NATIVE_READ = 0,
   NATIVE_WRITE = 1,     // refuses an array that says it is read-only
   NATIVE_OPTIONAL = 2,  // None is allowed and gives NULL
+  NATIVE_OWN = 4,       // may outlive the call
 } native_access;
 
 /// Borrows a tensor for the call; NULL for None where that is allowed, or after a failure.
 DLTensor *native_borrow(native_call *call, PyObject *object, const char *name, int access);
 void native_release(native_tensor *tensor);
+
+// tensor_type.c
+
+/// Creates lowrank_swift.Tensor and adds it to the module. Returns false with an exception set.
+bool native_add_tensor_type(PyObject *module, native_state *state);
+/// The name of one of the dtypes that tensors of this package have, or NULL for all others.
+const char *native_dtype_name(DLDataType dtype);
+/// borrow(object, name): the memory of an object with __dlpack__ as a lowrank_swift.Tensor.
+PyObject *native_borrow_as_tensor(PyObject *module, PyObject *const *args, Py_ssize_t count);
 
 #endif

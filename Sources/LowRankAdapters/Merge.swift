@@ -49,9 +49,9 @@ extension Factors {
                 let (old, new) = (backend.values(of: block[rows: i..<(i + 1)]), backend.values(of: sum[rows: i..<(i + 1)]))
                 guard let j = old.indices.first(where: { old[$0].isFinite && !new[$0].isFinite }) else { continue }
                 throw .numericalFailure(
-                    operation: "weight",
-                    reason: "expected entries that stay within the range of \(weight.type), got \(old[j]) at "
-                        + "[\(first + i), \(j)], which leaves it when the adapter is added")
+                    operation: "scale",
+                    reason: "expected entries W + scale * B C A within the range of \(weight.type), got one beyond it at "
+                        + "[\(first + i), \(j)], where W is \(old[j])")
             }
         }
     }
@@ -70,7 +70,8 @@ extension Backend {
     fileprivate func largestDot(_ left: MatrixView, _ right: MatrixView) -> Double {
         let squares = [columnDots(left.transposed, left.transposed), columnDots(right, right)]
         if !squares.joined().allSatisfy(\.isFinite) { return .nan }
-        return squares.reduce(1) { $0 * ($1.max() ?? 0).squareRoot() }
+        // The squares of small numbers may vanish; what is added is more than is lost.
+        return squares.reduce(1) { $0 * (($1.max() ?? 0) + 0x1p-1000).squareRoot() }
     }
 
     /// Whether no finite entry of `weight + scale * product` can leave the weight's range, where the product's entries and

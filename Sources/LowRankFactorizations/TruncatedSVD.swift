@@ -51,7 +51,8 @@ extension TruncatedSVD {
     ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow, `outOfMemory`.
     ///
     /// Accuracy: residuals as above; a singular value then errs by at most `tolerance * s[0]`, in practice by its square.
-    /// Edge cases: for singular values that are zero U and V stay orthonormal.
+    /// Edge cases: for singular values that are zero U and V stay orthonormal. A Krylov space holds at most 16 vectors of one
+    /// singular value, so of a value that is repeated more often the next smaller ones take the others' places.
     /// - Complexity: one pass over W per block of 16 vectors and side; workspace (m + n) K with K the dimension of the
     ///   Krylov space (a few times rank; min(m, n) at worst).
     /// Source: block Golub-Kahan-Lanczos with full reorthogonalisation (Golub, Luk, Overton 1981, "A block Lanczos method

@@ -85,8 +85,8 @@ import Testing
                 let before = weight.bits
                 let label = "\(table.name) \(type) \(layout) [\(row), \(column)] of \(m)x\(n)"
                 #expect("\(label)") { try factors.merge(into: weight.view, on: backend) } throws: { error in
-                    guard case .numericalFailure("weight", let reason)? = error as? LowRankError else { return false }
-                    return reason.contains("range of \(type), got \(large) at [\(row), \(column)],")
+                    guard case .numericalFailure("scale", let reason)? = error as? LowRankError else { return false }
+                    return reason.hasSuffix("range of \(type), got one beyond it at [\(row), \(column)], where W is \(large)")
                 }
                 #expect(weight.bits == before, "\(label): the weight was written")
                 // The other sign fits.

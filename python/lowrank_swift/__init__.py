@@ -3,7 +3,8 @@
 
 Every adapter is ``delta W = scale * up @ core @ down`` beside a frozen weight ``W`` of shape ``(out, in)``; the methods
 differ in the factorization of ``W`` that fills the three and in which of them train. This module knows no framework:
-tensors are torch's or numpy's, and what comes back is of the same kind. ``lowrank_swift.torch`` adapts models.
+tensors are torch's, numpy's or any with ``__dlpack__`` on the CPU, and what comes back is of the same kind where that
+can be told, else a ``Tensor``. ``lowrank_swift.torch`` adapts models.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ._config import show_config
 from ._factorizations import LDUResult, QRResult, SVDResult, ldu, qr, svd
 from ._factors import Factors
 from ._initializers import lamda, lamda_, loldu, loldu_, olora, olora_, pissa, pissa_
-from ._native import BackendUnavailableError, InternalError, LinAlgError, get_num_threads, set_num_threads
+from ._native import BackendUnavailableError, InternalError, LinAlgError, Tensor, get_num_threads, set_num_threads
 from ._version import __version__
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "LinAlgError",
     "QRResult",
     "SVDResult",
+    "Tensor",
     "__version__",
     "adapter_backward",
     "adapter_forward",

@@ -42,14 +42,15 @@ def adapter_forward(x: Array, factors: Factors, out: Array) -> Array:
         BufferError: if `out` is read-only or overlaps an input, or a tensor is on another device.
     """
     framework = framework_of(x, "x")
+    x = framework.shared(x, "x")
     down, core, up = shared_factors(factors)
     flat_x = flatten_leading(x, "x")
-    flat_out = flatten_leading(out, "out")
-    rank, _ = matrix_shape(factors.down, "down")
+    flat_out = _flatten_like(out, "out", x, "x")
+    rank, _ = matrix_shape(down, "down")
     h = framework.empty((*x.shape[:-1], rank), framework.dtype_name(x.dtype), like=x)
     _native.adapter_forward(flat_x, down, core, up, factors.scale, flat_out, flatten_leading(h, "h"))
     framework_of(out, "out").mark_written(out)
-    return h
+    return framework.returned(h)
 
 
 def adapter_backward(
@@ -86,12 +87,13 @@ def adapter_backward(
         ``d down = s (p core)^T x`` and ``d x = s p core down``.
     """
     framework = framework_of(grad, "grad")
+    grad = framework.shared(grad, "grad")
     down, core, up = shared_factors(factors)
     names = _names_needed(need, x, core)
     flat_grad = flatten_leading(grad, "grad")
-    flat_x = None if x is None else flatten_leading(x, "x")
-    flat_h = flatten_leading(h, "h")
-    _, columns = matrix_shape(factors.down, "down")
+    flat_x = None if x is None else _flatten_like(x, "x", grad, "grad")
+    flat_h = _flatten_like(h, "h", grad, "grad")
+    _, columns = matrix_shape(down, "down")
 
     grad_x = None
     if "x" in names:
@@ -104,7 +106,7 @@ def adapter_backward(
     )
     _native.adapter_backward(
         flat_grad,
-        flat_x if "down" in names else None,
+        flat_x,
         flat_h,
         down,
         core,
@@ -116,7 +118,12 @@ def adapter_backward(
         gradients.core,
         gradients.up,
     )
-    return gradients
+    return AdapterGradients(
+        x=None if gradients.x is None else framework.returned(gradients.x),
+        down=_returned_like(factors.down, gradients.down),
+        core=_returned_like(factors.core, gradients.core),
+        up=_returned_like(factors.up, gradients.up),
+    )
 
 
 def merge_(weight: Array, factors: Factors) -> Array:
@@ -133,6 +140,7 @@ def merge_(weight: Array, factors: Factors) -> Array:
         TypeError: if the type of an argument or a dtype is not supported.
         ValueError: if the shapes don't fit, or a factor holds a NaN or an infinity.
         BufferError: if `weight` is read-only, overlaps itself or a factor, or a tensor is on another device.
+        LinAlgError: if a finite entry of `weight` would leave the range of its dtype.
     """
     return _merge(weight, factors, sign=1)
 
@@ -148,7 +156,11 @@ def unmerge_(weight: Array, factors: Factors) -> Array:
 def _merge(weight: Array, factors: Factors, *, sign: int) -> Array:
     framework = framework_of(weight, "weight")
     down, core, up = shared_factors(factors)
-    _native.merge(framework.shared(weight, "weight"), down, core, up, sign * factors.scale)
+    try:
+        scale = sign * factors.scale
+    except TypeError:
+        raise TypeError(f"scale: expected a float, got {type(factors.scale).__name__}") from None
+    _native.merge(framework.shared(weight, "weight"), down, core, up, scale)
     framework.mark_written(weight)
     return weight
 
@@ -171,6 +183,20 @@ def _names_needed(need: Collection[str] | None, x: Array | None, core: Array | N
     return need
 
 
+def _flatten_like(array: Array, name: str, like: Array, like_name: str) -> Array:
+    """Flatten the leading dimensions of an array, which must be those of another."""
+    shared = framework_of(array, name).shared(array, name)
+    flat = flatten_leading(shared, name)
+    expected, leading = list(like.shape[:-1]), list(shared.shape[:-1])
+    if leading != expected:
+        raise ValueError(f"{name}: expected the leading dimensions {expected} of {like_name}, got {leading}")
+    return flat
+
+
 def _empty_like(array: Array, name: str) -> Array:
     framework = framework_of(array, name)
     return framework.empty(tuple(array.shape), framework.dtype_name(array.dtype), like=array)
+
+
+def _returned_like(factor: Array | None, gradient: Array | None) -> Array | None:
+    return None if gradient is None else framework_of(factor, "factors").returned(gradient)

@@ -8,10 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from . import _native
+
 __all__ = ["Array", "Framework", "flatten_leading", "framework_of", "matrix_shape"]
 
 Array = Any
-"""A tensor of a framework: ``torch.Tensor`` or ``numpy.ndarray``."""
+"""A tensor on the CPU: a ``torch.Tensor``, a ``numpy.ndarray``, or any other object with ``__dlpack__``."""
 
 
 class Framework(Protocol):
@@ -30,13 +32,16 @@ class Framework(Protocol):
         """Return a new array of zeros on the device of `like`."""
 
     def shared(self, array: Array, name: str) -> Array:
-        """Return the array as an object that DLPack can share, over the same memory."""
+        """Return the array as an object with a shape and a dtype that DLPack can share, over the same memory."""
 
-    def reshaped(self, array: Array, shape: Sequence[int]) -> Array | None:
-        """Return a view of another shape, or None where that needs a copy."""
+    def as_matrix(self, shared: Array) -> Array | None:
+        """Return a view with all dimensions but the last made one, or None where that needs a copy."""
 
     def mark_written(self, array: Array) -> None:
         """Tell the framework that the memory of `array` was changed."""
+
+    def returned(self, array: Array) -> Array:
+        """Return an array made by `empty` or `zeros`, and filled since, as the caller's kind."""
 
 
 class _Torch:
@@ -60,17 +65,23 @@ class _Torch:
         # Torch exports the memory of such a view without its sign.
         if array.is_neg():
             raise BufferError(f"{name}: expected a tensor without the negative bit, which `resolve_neg()` removes")
-        return array.detach() if array.requires_grad else array
+        # Before torch 2.10 only the Python side of DLPack is there, and that refuses a tensor that requires grad.
+        if array.requires_grad and not hasattr(type(array), "__dlpack_c_exchange_api__"):
+            return array.detach()
+        return array
 
-    def reshaped(self, array: Array, shape: Sequence[int]) -> Array | None:
+    def as_matrix(self, shared: Array) -> Array | None:
         try:
-            return array.view(shape)
+            return shared.view(_flattened(shared.shape))
         except RuntimeError:
             return None
 
     def mark_written(self, array: Array) -> None:
         if not array.is_inference():
             self._torch.autograd.graph.increment_version(array)
+
+    def returned(self, array: Array) -> Array:
+        return array
 
 
 class _NumPy:
@@ -82,7 +93,7 @@ class _NumPy:
     def dtype_name(self, dtype: Any) -> str:
         try:
             return str(self._numpy.dtype(dtype).name)
-        except TypeError:
+        except (TypeError, ValueError):
             raise TypeError(f"dtype: expected a numpy dtype or its name, got {type(dtype).__name__}") from None
 
     def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
@@ -94,12 +105,50 @@ class _NumPy:
     def shared(self, array: Array, name: str) -> Array:
         return array
 
-    def reshaped(self, array: Array, shape: Sequence[int]) -> Array | None:
-        result = array.reshape(shape)
-        return result if result.size == 0 or self._numpy.may_share_memory(result, array) else None
+    def as_matrix(self, shared: Array) -> Array | None:
+        result = shared.reshape(_flattened(shared.shape))
+        return result if result.size == 0 or self._numpy.may_share_memory(result, shared) else None
 
     def mark_written(self, array: Array) -> None:
         pass
+
+    def returned(self, array: Array) -> Array:
+        return array
+
+
+class _DLPack:
+    """Objects of which only ``__dlpack__`` is known; new arrays are our own until they are returned."""
+
+    floating: tuple[str, ...] = ("float32", "float64", "bfloat16", "float16")
+
+    def __init__(self, namespace: Any | None) -> None:
+        self._namespace = namespace
+
+    def dtype_name(self, dtype: Any) -> str:
+        # NumPy's dtypes have a name, JAX's a __name__; others say it in their text.
+        name = getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)
+        return str(name).rpartition(".")[2]
+
+    def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
+        return _native.Tensor(tuple(shape), dtype)
+
+    zeros = empty
+
+    def shared(self, array: Array, name: str) -> Array:
+        return array if isinstance(array, _native.Tensor) else _native.borrow(array, name)
+
+    def as_matrix(self, shared: Array) -> Array | None:
+        return shared._as_matrix()
+
+    def mark_written(self, array: Array) -> None:
+        pass
+
+    def returned(self, array: Array) -> Array:
+        return array if self._namespace is None else self._namespace.from_dlpack(array)
+
+
+def _flattened(shape: Sequence[int]) -> tuple[int, int]:
+    return math.prod(shape[:-1]), shape[-1]
 
 
 def framework_of(array: Array, name: str) -> Framework:
@@ -110,7 +159,7 @@ def framework_of(array: Array, name: str) -> Framework:
         name: The argument's name, for the message.
 
     Raises:
-        TypeError: if it is neither a ``torch.Tensor`` nor a ``numpy.ndarray``.
+        TypeError: if it has no ``__dlpack__``.
     """
     # An array of a framework can't exist before the framework is imported.
     torch = sys.modules.get("torch")
@@ -119,7 +168,13 @@ def framework_of(array: Array, name: str) -> Framework:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(array, numpy.ndarray):
         return _NumPy(numpy)
-    raise TypeError(f"{name}: expected a torch.Tensor or a numpy.ndarray, got {type(array).__name__}")
+    if hasattr(type(array), "__dlpack__"):
+        # The array API standard's way from an array to its library.
+        namespace = getattr(array, "__array_namespace__", None)
+        return _DLPack(None if namespace is None else namespace())
+    raise TypeError(
+        f"{name}: expected a torch.Tensor, a numpy.ndarray or another array with __dlpack__, got {type(array).__name__}"
+    )
 
 
 def matrix_shape(array: Array, name: str) -> tuple[int, int]:
@@ -137,15 +192,19 @@ def flatten_leading(array: Array, name: str) -> Array:
     """Return an array of shape ``(..., k)`` as a matrix ``(T, k)`` over the same memory, ready to be shared.
 
     Raises:
-        TypeError: if it is no array of a known framework.
+        TypeError: if it has no ``__dlpack__``.
+        BufferError: if it can't be shared.
         ValueError: if it has no dimension, or if its leading dimensions can't be one without a copy.
     """
     framework = framework_of(array, name)
-    shape = tuple(array.shape)
+    shared = framework.shared(array, name)
+    try:
+        shape = tuple(shared.shape)
+    except RuntimeError as error:  # as a nested tensor of torch
+        raise BufferError(f"{name}: expected a tensor with a shape: {error}") from error
     if not shape:
         raise ValueError(f"{name}: expected at least 1 dimension, got 0")
-    shared = framework.shared(array, name)
-    result = framework.reshaped(shared, (math.prod(shape[:-1]), shape[-1]))
+    result = framework.as_matrix(shared)
     if result is None:
         raise ValueError(
             f"{name}: expected leading dimensions that can be flattened without a copy, got shape {list(shape)} "

@@ -63,7 +63,7 @@ def qr(weight: Array, rank: int, *, dtype: Any | None = None) -> QRResult:
     rank = checked.rank
     result = QRResult(Q=checked.empty(checked.rows, rank), R=checked.empty(rank, checked.columns))
     _native.qr(checked.shared, rank, *result)
-    return result
+    return QRResult(*map(checked.returned, result))
 
 
 def ldu(weight: Array, rank: int, *, dtype: Any | None = None) -> LDUResult:
@@ -99,7 +99,7 @@ def ldu(weight: Array, rank: int, *, dtype: Any | None = None) -> LDUResult:
         perm=checked.empty(checked.rows, dtype="int64"),
     )
     _native.ldu(checked.shared, rank, *result)
-    return result
+    return LDUResult(*map(checked.returned, result))
 
 
 def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: Any | None = None) -> SVDResult:
@@ -121,14 +121,14 @@ def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: An
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
         BufferError: if the tensor is on another device.
-        LinAlgError: if the tolerance is not reached, or a result does not fit `dtype`.
+        LinAlgError: if finite entries overflow on the way, or a result does not fit `dtype`.
 
     Reference:
-        C. Musco and C. Musco, Randomized block Krylov methods for stronger and faster approximate singular value
-        decomposition, 2015, https://arxiv.org/abs/1504.05477.
+        G. H. Golub, F. T. Luk and M. L. Overton, A block Lanczos method for computing the singular values and
+        corresponding singular vectors of a matrix, 1981; with full reorthogonalisation.
     """
     checked = check_weight(weight, rank, dtype)
     rank = checked.rank
     left, values, right = checked.empty(checked.rows, rank), checked.empty(rank), checked.empty(rank, checked.columns)
     passes = _native.svd(checked.shared, rank, tol, seed, left, values, right)
-    return SVDResult(left, values, right, passes)
+    return SVDResult(checked.returned(left), checked.returned(values), checked.returned(right), passes)

@@ -30,11 +30,8 @@ class Factors(NamedTuple):
 
     def __repr__(self) -> str:
         """Name the method and the shapes; the numbers would fill the screen."""
-        core = None if self.core is None else tuple(self.core.shape)
-        return (
-            f"Factors(method={self.method!r}, up={tuple(self.up.shape)}, core={core}, down={tuple(self.down.shape)}, "
-            f"scale={self.scale})"
-        )
+        up, core, down = (_shape(array) for array in (self.up, self.core, self.down))
+        return f"Factors(method={self.method!r}, up={up}, core={core}, down={down}, scale={self.scale})"
 
     def __eq__(self, other: object) -> bool:
         """Compare by identity, since tensors compare by element."""
@@ -57,15 +54,26 @@ class Factors(NamedTuple):
         Raises:
             TypeError: if a factor is no tensor of a supported dtype.
             ValueError: if the shapes don't fit, or a factor holds a NaN or an infinity.
+            LinAlgError: if an entry is beyond the range of the dtype.
         """
-        framework = framework_of(self.up, "up")
-        framework_of(self.down, "down")
-        rows, _ = matrix_shape(self.up, "up")
-        _, columns = matrix_shape(self.down, "down")
         down, core, up = shared_factors(self)
-        result = framework.zeros((rows, columns), framework.dtype_name(self.up.dtype), like=self.up)
+        rows, _ = matrix_shape(up, "up")
+        _, columns = matrix_shape(down, "down")
+        framework = framework_of(self.up, "up")
+        dtype = framework.dtype_name(up.dtype)
+        if dtype not in framework.floating:
+            raise TypeError(f"up: expected one of {', '.join(framework.floating)}, got {dtype}")
+        _native.borrow(up, "up")  # Where it can't be, the result on its device can't be filled either.
+        result = framework.zeros((rows, columns), dtype, like=up)
         _native.merge(result, down, core, up, self.scale)
-        return result
+        return framework.returned(result)
+
+
+def _shape(array: Array | None) -> tuple[int, ...] | str | None:
+    """Return the shape for a printed form, or the type's name where an array does not tell its shape."""
+    if array is None:
+        return None
+    return tuple(array.shape) if hasattr(array, "shape") else type(array).__name__
 
 
 def shared_factors(factors: Factors) -> tuple[Array, Array | None, Array]:

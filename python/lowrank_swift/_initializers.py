@@ -40,7 +40,7 @@ def _initialize(
     _native.initialize(method, checked.shared, rank, scale, in_place, tol, seed, diagonal, up, core, down)
     if in_place:
         checked.framework.mark_written(weight)
-    return Factors(method, up, core, down, float(scale))
+    return Factors(method, checked.returned(up), checked.returned(core), checked.returned(down), float(scale))
 
 
 def olora(weight: Array, rank: int, *, scale: float = 1.0, dtype: Any | None = None) -> Factors:
@@ -76,6 +76,7 @@ def olora_(weight: Array, rank: int, *, scale: float = 1.0, dtype: Any | None = 
 
     Raises:
         BufferError: also if `weight` is read-only or overlaps itself.
+        LinAlgError: also if an entry of the residual would leave the range of the weight's dtype.
     """
     return _initialize("olora", weight, rank, core_dimensions=0, scale=scale, dtype=dtype, in_place=True)
 
@@ -144,6 +145,7 @@ def loldu_(
 
     Raises:
         BufferError: also if `weight` is read-only or overlaps itself.
+        LinAlgError: also if an entry of the residual would leave the range of the weight's dtype.
     """
     return _initialize(
         "loldu",
@@ -184,7 +186,7 @@ def lamda(
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
         BufferError: if the tensor is on another device.
-        LinAlgError: if the tolerance is not reached, or a factor does not fit `dtype`.
+        LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:
         S. Azizi et al., LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dimensional Adaptation, 2024,
@@ -211,6 +213,7 @@ def lamda_(
 
     Raises:
         BufferError: also if `weight` is read-only or overlaps itself.
+        LinAlgError: also if an entry of the residual would leave the range of the weight's dtype.
     """
     return _initialize(
         "lamda", weight, rank, core_dimensions=2, scale=scale, dtype=dtype, in_place=True, tol=tol, seed=seed
@@ -243,7 +246,7 @@ def pissa(
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
         BufferError: if the tensor is on another device.
-        LinAlgError: if the tolerance is not reached, or a factor does not fit `dtype`.
+        LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:
         F. Meng et al., PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models, 2024,
@@ -270,6 +273,7 @@ def pissa_(
 
     Raises:
         BufferError: also if `weight` is read-only or overlaps itself.
+        LinAlgError: also if an entry of the residual would leave the range of the weight's dtype.
     """
     return _initialize(
         "pissa", weight, rank, core_dimensions=0, scale=scale, dtype=dtype, in_place=True, tol=tol, seed=seed

@@ -26,6 +26,10 @@ class Weight(NamedTuple):
         """Return a new array beside the weight, by default of the dtype of the factors."""
         return self.framework.empty(shape, dtype or self.dtype, like=self.shared)
 
+    def returned(self, array: Array | None) -> Array | None:
+        """Return an array made by `empty`, and filled since, as the caller's kind."""
+        return None if array is None else self.framework.returned(array)
+
 
 def check_weight(weight: Array, rank: int, dtype: Any | None) -> Weight:
     """Check what opens every factorization, before anything is allocated.

@@ -58,6 +58,27 @@ typedef struct DLManagedTensorVersioned {
   DLTensor dl_tensor;
 } DLManagedTensorVersioned;
 
+// The table of functions that a Python tensor type offers as `__dlpack_c_exchange_api__`, a capsule "dlpack_exchange_api"
+// (DLPack 1.3). Those that are not called here have no prototype.
+typedef struct DLPackExchangeAPIHeader {
+  DLPackVersion version;
+  struct DLPackExchangeAPIHeader *prev_api;  // of an older major version, or NULL
+} DLPackExchangeAPIHeader;
+
+// Both fill `out` from a Python object of the type and return 0, or -1 with a Python exception. What the second gives has
+// no owner: the object must outlive it.
+typedef int (*DLPackManagedTensorFromPyObjectNoSync)(void *object, DLManagedTensorVersioned **out);
+typedef int (*DLPackDLTensorFromPyObjectNoSync)(void *object, DLTensor *out);
+
+typedef struct DLPackExchangeAPI {
+  DLPackExchangeAPIHeader header;
+  void (*managed_tensor_allocator)(void);
+  DLPackManagedTensorFromPyObjectNoSync managed_tensor_from_py_object_no_sync;
+  void (*managed_tensor_to_py_object_no_sync)(void);
+  DLPackDLTensorFromPyObjectNoSync dltensor_from_py_object_no_sync;  // may be NULL
+  void (*current_work_stream)(void);
+} DLPackExchangeAPI;
+
 #ifdef __cplusplus
 }
 #endif

@@ -76,9 +76,10 @@ lr_status_t lr_ldu(const DLTensor *weight, int64_t rank, DLTensor *out_l, DLTens
                    DLTensor *out_perm);
 
 /// Truncated SVD: U [m, r], S [r] descending, Vh [r, n]; ||W v - s u|| and ||W^T u - s v|| at most tol * S[0] for each
-/// triplet (tol is raised to 10 eps of the working precision). The entry of largest magnitude in each column of U is
-/// positive. `out_passes` (may be NULL): products of W or W^T with a block.
-/// NON_FINITE, INVALID_ARGUMENT (tol), NUMERICAL_FAILURE (no convergence, with the residual reached).
+/// triplet, tol raised to 10 eps of the working precision; small weights and large ranks take a dense SVD to its working
+/// accuracy. Of a singular value that is repeated more than 16 times, 16 may be found and smaller ones follow. The entry
+/// of largest magnitude in each column of U is positive. `out_passes` (may be NULL): products of W or W^T with a block.
+/// NON_FINITE, INVALID_ARGUMENT (tol), NUMERICAL_FAILURE (overflow on the way).
 lr_status_t lr_svd(const DLTensor *weight, int64_t rank, double tol, uint64_t seed, DLTensor *out_u, DLTensor *out_s,
                    DLTensor *out_vh, int64_t *out_passes);
 
@@ -92,7 +93,8 @@ typedef struct lr_initialize_options {
 /// Starting factors of a method: "olora" (no core), "loldu" (core [r]), "lamda" (core [r, r]), "pissa" (no core).
 /// With `in_place` nonzero, W becomes the residual W - scale * B C A, from the factors as stored in the outputs, and only
 /// after they are complete and finite. `scale` is finite. INVALID_ARGUMENT for an unknown method or option; otherwise as
-/// the factorisation used. A factor that does not fit a 16-bit output is NUMERICAL_FAILURE.
+/// the factorisation used. A factor that does not fit a 16-bit output, or a residual that does not fit W's dtype, is
+/// NUMERICAL_FAILURE.
 lr_status_t lr_initialize(const char *method, DLTensor *weight, int64_t rank, double scale,
                           const lr_initialize_options_t *options, int32_t in_place, DLTensor *out_up, DLTensor *out_core,
                           DLTensor *out_down);
@@ -118,7 +120,8 @@ lr_status_t lr_effective_up(const DLTensor *up, const DLTensor *core, const DLTe
 lr_status_t lr_effective_up_backward(const DLTensor *grad, const DLTensor *up, const DLTensor *core,
                                      int64_t frozen_columns, DLTensor *out_up, DLTensor *out_core);
 
-/// W += scale * B C A. NON_FINITE, before any write, where a factor holds a NaN or an infinity.
+/// W += scale * B C A. Before any write: NON_FINITE where a factor holds a NaN or an infinity, NUMERICAL_FAILURE where a
+/// finite entry of W would leave the range of its dtype. Entries of W that are not finite stay so.
 lr_status_t lr_merge(DLTensor *weight, const DLTensor *down, const DLTensor *core, const DLTensor *up, double scale);
 
 /// For tests of callers: fails with `status` and a message, or succeeds for LR_STATUS_OK.

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lowrank_swift as lrs
 import numpy as np
 import torch
-from fuzz_arrays import Draw, replacement
+from fuzz_arrays import Draw, choose, integers, replacement
 from fuzz_calls import (
     FACTORIZATIONS,
     Call,
@@ -94,15 +94,20 @@ def snapshot(array: Any) -> tuple[bytes, np.ndarray | None] | None:
     return memory.tobytes(), float64(array).copy() if is_float else None
 
 
-def replace_some(draw: Draw, arguments: dict[str, Any]) -> list[str]:
+def replace_some(draw: Draw, arguments: dict[str, Any], is_native: bool) -> list[str]:
     """Put something else in the place of some arguments, and return their names."""
-    names = draw(st.lists(st.sampled_from(sorted(arguments)), max_size=3)) if arguments and draw(st.booleans()) else []
+    count = choose(draw, (0, 0, 0, 1, 1, 1, 2, 3)) if arguments else 0
+    names = [choose(draw, [*arguments]) for _ in range(count)]
     for name in names:
         arrays = [n for n, value in arguments.items() if isinstance(value, (torch.Tensor, np.ndarray))]
-        if name in arrays and draw(st.integers(0, 7)) == 0:
-            arguments[name] = arguments[draw(st.sampled_from(arrays))]
+        if name in arrays and draw(integers(0, 7)) == 0:
+            arguments[name] = arguments[choose(draw, arrays)]
         else:
-            arguments[name] = replacement(draw, name, arguments[name])
+            value = replacement(draw, name, arguments[name])
+            # Torch exports a negated view without its sign; the public functions see to that.
+            if is_native and isinstance(value, torch.Tensor) and value.is_neg():
+                value = value.resolve_neg()
+            arguments[name] = value
     return names
 
 
@@ -128,7 +133,7 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
     """
     call = CALLS[name](draw)
     arguments = call.arguments
-    replaced = replace_some(draw, arguments)
+    replaced = replace_some(draw, arguments, name.startswith("_native."))
     line = f"{name}({describe(arguments)}); replaced: {replaced}"
     log(line)
     before = {argument: snapshot(value) for argument, value in arguments.items()}
@@ -137,8 +142,8 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
         result = call.function(**arguments)
     except DOCUMENTED as error:
         assert replaced, f"{line}: a valid call failed: {error!r}"
-        words = [*arguments, "factors"] + ([*OPERATIONS] if isinstance(error, lrs.LinAlgError) else [])
-        pattern = "|".join(rf"(?:out_)?{re.escape(word)}" for word in words)
+        words = [*arguments, "factors"] + ([*OPERATIONS, r"out_\w+"] if isinstance(error, lrs.LinAlgError) else [])
+        pattern = "|".join(rf"(?:out_)?{word}" for word in words)
         assert re.match(rf"(?:{pattern})\b", str(error)), f"{line}: {error!r} names no argument"
         changed: frozenset[str] = frozenset()
         outcome = type(error).__name__
@@ -150,8 +155,7 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
                 assert not is_written, f"{line}: read-only {argument} was accepted"
         for argument in replaced:
             if isinstance(arguments[argument], (torch.Tensor, np.ndarray)) and argument != "out_perm":
-                is_unused = name.startswith("_native.adapter_backward") and argument in ("x", "h")
-                assert old[argument] is not None or is_unused, f"{line}: {argument} of a wrong dtype was accepted"
+                assert old[argument] is not None, f"{line}: {argument} of a wrong dtype was accepted"
         try:
             call.check(old, arguments, result)
         except Exception as error:
@@ -164,7 +168,7 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
     return outcome
 
 
-def fuzz(name: str, examples: int, start: int, log: Callable[[str], None]) -> tuple[Counter[str], Exception | None]:
+def fuzz(name: str, examples: int, start: int, log: Callable[[str], None]) -> tuple[Counter[str], BaseException | None]:
     """Make random calls of a function; how they ended, and what failed."""
     outcomes: Counter[str] = Counter()
 

@@ -92,7 +92,10 @@ def check_ldu(weight: Any, rank: int, lower: Any, d: Any, upper: Any, permutatio
     if not np.isfinite(norm + spread):
         return
     limits = unit, smallest * max(spread, float(scale))
-    require_small(matrix[:, :rank] - left @ middle[:, :rank], norm, limits, "W - L D U, panel")
+    error = matrix[:, :rank] - left @ middle[:, :rank]
+    for i in np.flatnonzero(diagonal == 0):
+        error[i, i + 1 :] = 0  # The row of a zero pivot is replaced by a unit row.
+    require_small(error, norm, limits, "W - L D U, panel")
     if diagonal.all():
         require_small(matrix[:rank] - left[:rank] @ middle, norm, limits, "W - L D U, pivot rows")
 
@@ -125,10 +128,10 @@ def dense(core: Any, rank: int) -> np.ndarray:
 
 def is_tame(*arrays: Any, scale: float = 1.0) -> bool:
     """Whether sums of products of such numbers stay numbers."""
-    largest = abs(scale)
+    largest = max(1.0, abs(scale))
     for array in arrays:
         if array is not None:
-            largest *= max(1.0, float(np.abs(float64(array)).max(initial=0)))
+            largest *= float(np.abs(float64(array)).max(initial=1))
     return largest < SAFE
 
 

@@ -33,7 +33,7 @@ class Settings:
         DemoError: if a value is out of range.
     """
 
-    steps: int = 80
+    steps: int = 64
     rank: int | None = None
     methods: tuple[str, ...] = ("lora", "olora", "loldu", "lamda", "full")
     seeds: int = 1

@@ -10,7 +10,7 @@ what was subtracted from a residual, and what an intact adapter is the differenc
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lowrank_swift import Factors, LinAlgError
 
 from ._ops import effective_up
+from ._precision import working_dtype
 from .methods import Option
 
 __all__ = ["Adapter", "CoreAdapter", "Term", "UpCoreAdapter", "UpDownAdapter", "make_adapter"]
@@ -147,7 +148,7 @@ class CoreAdapter(Adapter):
 class UpCoreAdapter(Adapter):
     """Core and up train. Over an intact base the one m x r matrix B C - B0 C0 takes the place of both.
 
-    ``start_product`` (B0 C0) has the dtype of the trained factors, so that the difference is exactly zero at the start.
+    ``start_product`` (B0 C0) has the dtype that sums are taken in, so that the difference is exactly zero at the start.
     ``frozen_columns`` counts the leading columns of ``up`` that do not train any more; :class:`GradualFreeze` sets it.
     """
 
@@ -175,6 +176,20 @@ class UpCoreAdapter(Adapter):
     def trained(self) -> Term:
         """Return the present values of the factors and how many columns are frozen."""
         return super().trained()._replace(frozen_columns=self.frozen_columns)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> UpCoreAdapter:
+        """Convert as torch does, except that ``start_product`` keeps the precision that sums are taken in.
+
+        An adapter that has changed nothing yet still changes nothing, to the last bit.
+        """
+        up, core, start = self.up.detach(), self.core.detach(), self.start_product
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.up.dtype is up.dtype:
+            return self
+        self.start_product = start.to(self.up.device, working_dtype(self.up.dtype))
+        if self.intact and up.is_cpu and self.up.is_cpu and not effective_up(up, core, start).any():
+            self.start_product = effective_up(self.up.detach(), self.core.detach(), None)
+        return self
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take over the tensors of a ``state_dict``; a wholly frozen ``up`` requires no gradient."""

@@ -153,8 +153,8 @@ class _FrozenColumns:
         """Freeze the first ``count`` columns, at least what is frozen; True when the Parameter has just retired."""
         up = self.adapter.up
         if count > self.count:
-            if self.copy is None:
-                self.copy = torch.empty_like(up)
+            if self.copy is None or self.copy.dtype is not up.dtype:
+                self.copy = up.clone()  # The model may have been converted since.
             self.copy[:, self.count : count].copy_(up[:, self.count : count])
             self.count = count
             self.adapter.frozen_columns.fill_(count)

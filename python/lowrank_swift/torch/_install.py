@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import lowrank_swift as lrs
-from lowrank_swift import LinAlgError
 
 from ._adapter import Adapter
 from ._errors import errors_naming
@@ -45,12 +44,13 @@ def install(model: nn.Module, sites: Sequence[Site], adapters: Sequence[Adapter]
 
 
 def _check_residual(weight: Tensor, adapter: Adapter) -> None:
-    """Refuse what does not fit; only the range of float16 is so small that a residual may leave it."""
-    if weight.dtype is not torch.float16:
-        return
-    residual = lrs.unmerge_(weight.clone(), adapter.start().factors())
-    if not residual.isfinite().all():
-        raise LinAlgError("scale: expected a residual W - s B C A that fits float16, got one that does not")
+    """Refuse a residual that does not fit, before any is written. Only where a bound does not tell is it computed."""
+    start = adapter.start().factors()
+    bound = abs(start.scale) * start.down.shape[0] ** 2
+    for factor in (start.up, start.core, start.down):
+        bound *= 1.0 if factor is None else float(torch.linalg.vector_norm(factor, torch.inf))
+    if not bound + float(torch.linalg.vector_norm(weight, torch.inf)) < torch.finfo(weight.dtype).max / 2:
+        lrs.unmerge_(weight.detach().clone(), start)
 
 
 def _subtract_starts(pairs: Sequence[tuple[Tensor, Adapter]]) -> None:

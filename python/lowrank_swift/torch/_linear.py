@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ._adapter import Adapter, Term
 from ._ops import adapter_backward_, adapter_forward_, effective_up, effective_up_backward_
@@ -71,20 +70,60 @@ class _AdaptedLinearFunction(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        needed = list(_grouped(ctx.needs_input_grad[4:]))
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        x, weight, *saved = ctx.saved_tensors
-        terms = _grouped(saved[: _TENSORS_PER_TERM * len(needed)])
-        kept = saved[_TENSORS_PER_TERM * len(needed) :]
-        # Under autocast the forward's product was made in grad's dtype from a cast of W; elsewhere the cast is no copy.
-        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grads: list[Tensor | None] = []
-        for scale, term, need, h in zip(ctx.scales, terms, needed, kept, strict=True):
-            grads += _term_backward(grad, x, h, scale, term, need, grad_x)
-        return (grad_x, None, None, None, *grads)
+        arguments = (ctx.scales, ctx.needs_input_grad, grad, *ctx.saved_tensors)
+        # Grad mode is on where the gradient itself is to be differentiated, and always in torch.func.
+        grads = _BackwardFunction.apply(*arguments) if torch.is_grad_enabled() else _backward(*arguments)
+        return (grads[0], None, None, None, *grads[1:])
+
+    @staticmethod
+    def vmap(*_: Any) -> None:
+        raise _no_vmap()
+
+
+class _BackwardFunction(torch.autograd.Function):
+    """`_backward`, which has no derivative: to differentiate it is an error, also in nested ``torch.func.grad``.
+
+    ``torch.autograd.function.once_differentiable`` does not reach the outer levels of ``torch.func`` and would leave
+    zeros there.
+    """
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor | None, ...]:
+        return _backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> None:
+        raise RuntimeError("an adapted layer can be differentiated once, not twice")
+
+    @staticmethod
+    def vmap(*_: Any) -> None:
+        raise _no_vmap()
+
+
+def _no_vmap() -> RuntimeError:
+    return RuntimeError("torch.vmap can't map over an adapted layer; x may have any leading dimensions instead")
+
+
+def _backward(
+    scales: Sequence[float], needs_input_grad: Sequence[bool], grad: Tensor, *kept: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x and of the tensors of all terms, from what the forward kept."""
+    x, weight, *saved = kept
+    needed = list(_grouped(needs_input_grad[4:]))
+    terms = _grouped(saved[: _TENSORS_PER_TERM * len(needed)])
+    # Under autocast the forward's product was made in grad's dtype from a cast of W; elsewhere the cast is no copy.
+    grad_x = None if weight is None else grad @ weight.to(grad.dtype)
+    grads: list[Tensor | None] = []
+    for scale, term, need, h in zip(scales, terms, needed, saved[_TENSORS_PER_TERM * len(needed) :], strict=True):
+        grads += _term_backward(grad, x, h, scale, term, need, grad_x)
+    return (grad_x, *grads)
 
 
 def _term_backward(

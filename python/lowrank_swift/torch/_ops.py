@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lowrank_swift import _native
 
+from ._precision import working_dtype
+
 __all__ = ["adapter_backward_", "adapter_forward_", "effective_up", "effective_up_backward_"]
 
 _library = torch.library.Library("lowrank_swift", "DEF")  # type: ignore[no-untyped-call]
@@ -110,8 +112,9 @@ effective_up_backward_ = torch.ops.lowrank_swift.effective_up_backward_.default
 def effective_up(up: Tensor, core: Tensor | None, start: Tensor | None) -> Tensor:
     """Return ``B C - start`` (m x r): what an adapter with a frozen ``down`` multiplies ``h`` with.
 
-    Exactly zero where ``start`` is this function's own result for the same ``up`` and ``core`` without a start.
+    It has the dtype that sums are taken in, and is exactly zero where ``start`` is this function's own result for the
+    same ``up`` and ``core`` without a start. A start rounded to 16 bits would not cancel.
     """
-    out = torch.empty_like(up)
+    out = torch.empty_like(up, dtype=working_dtype(up.dtype))
     torch.ops.lowrank_swift.effective_up_.default(up, core, start, out)
     return out
