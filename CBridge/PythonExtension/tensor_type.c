@@ -10,6 +10,9 @@
 // The longest vector register, and what JAX asks for to take memory over without a copy.
 enum { MEMORY_ALIGNMENT = 64 };
 
+// As many as the library takes.
+enum { MAX_DIMENSIONS = 32 };
+
 typedef struct {
   PyVarObject header;
   DLTensor tensor;  // its shape and strides are in `extents`
@@ -129,6 +132,23 @@ static void tensor_dealloc(PyObject *object) {
   Py_DECREF(type);
 }
 
+/// Refuses dimensions that the library would refuse too, before they are copied.
+static bool check_dimensions(const DLTensor *source, const char *name) {
+  if (source->ndim < 0 || source->ndim > MAX_DIMENSIONS || (source->ndim > 0 && source->shape == NULL)) {
+    PyErr_Format(PyExc_ValueError, "%s: expected a DLPack tensor of at most %d dimensions, got %d", name,
+                 MAX_DIMENSIONS, source->ndim);
+    return false;
+  }
+  for (int32_t i = 0; i < source->ndim; i++) {
+    if (source->shape[i] < 0) {
+      PyErr_Format(PyExc_ValueError, "%s: expected dimensions of at least 0, got %lld", name,
+                   (long long)source->shape[i]);
+      return false;
+    }
+  }
+  return true;
+}
+
 PyObject *native_borrow_as_tensor(PyObject *module, PyObject *const *args, Py_ssize_t count) {
   native_call call;
   if (!native_begin(&call, module, "borrow", count, 2)) {
@@ -141,7 +161,7 @@ PyObject *native_borrow_as_tensor(PyObject *module, PyObject *const *args, Py_ss
     PyErr_Format(PyExc_TypeError,
                  "%s: expected float32, float64, bfloat16 or float16, got DLPack type code %d, %d bits, %d lanes", name,
                  source->dtype.code, source->dtype.bits, source->dtype.lanes);
-  } else if (source != NULL) {
+  } else if (source != NULL && check_dimensions(source, name)) {
     self = new_object((PyTypeObject *)call.state->tensor_type, source->ndim);
   }
   call.failed = self == NULL;
@@ -155,8 +175,10 @@ PyObject *native_borrow_as_tensor(PyObject *module, PyObject *const *args, Py_ss
     self->tensor.device = source->device;
     self->tensor.dtype = source->dtype;
     size_t size = sizeof(int64_t) * (size_t)source->ndim;
-    memcpy(self->tensor.shape, source->shape, size);
-    if (source->strides != NULL) {
+    if (size > 0) {
+      memcpy(self->tensor.shape, source->shape, size);
+    }
+    if (size > 0 && source->strides != NULL) {
       memcpy(self->tensor.strides, source->strides, size);
     } else {
       set_compact_strides(&self->tensor);

@@ -73,6 +73,8 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
 # Functions of which one call tells as much as a thousand.
 TRIVIAL = {"show_config": 50, "set_num_threads": 200, "_native.config": 20}
 
+SECONDS_PER_CALL = 60
+
 DOCUMENTED = (TypeError, ValueError, BufferError, lrs.LinAlgError)
 # A failed computation names what was computed.
 OPERATIONS = ("qr", "ldu", "svd", "gesdd", "olora", "loldu", "lamda", "pissa")
@@ -195,12 +197,12 @@ def fuzz(name: str, examples: int, start: int, log: Callable[[str], None]) -> tu
 def main() -> int:
     """Run the campaign; print how the calls ended."""
     faulthandler.enable()
-    faulthandler.dump_traceback_later(540, exit=True)
     examples, start, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or [*CALLS]
     log_file = sys.stderr
 
     def log(line: str) -> None:
-        # Read by the parent after a crash: the last line is the call that did it.
+        # Read by the parent after a crash: the last line is the call that did it. A call that hangs is one too.
+        faulthandler.dump_traceback_later(SECONDS_PER_CALL, exit=True)
         log_file.write(line.encode("ascii", "backslashreplace").decode() + "\n")
         log_file.flush()
 
@@ -214,6 +216,7 @@ def main() -> int:
             print(f"FAILED {name}, seed {start + index}: {type(error).__name__}: {error}", flush=True)
         total += sum(outcomes.values())
         print(f"{name}: {sum(outcomes.values())} calls, {dict(outcomes)}", flush=True)
+    faulthandler.cancel_dump_traceback_later()
     print(f"calls: {total}, functions that failed: {failed}", flush=True)
     return int(failed > 0)
 

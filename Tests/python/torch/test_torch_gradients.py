@@ -144,61 +144,6 @@ def test_in_place_operation_on_the_output():
     assert all(torch.equal(a, b) for a, b in zip(expected, actual, strict=True))
 
 
-@every_method
-@every_base
-def test_autocast(method, base):
-    """Under autocast the base product and its gradient are bfloat16, and the gradients have the parameters' dtype."""
-    layer, _ = adapted_linear(method, base)
-    shift_parameters(layer)
-    x = torch.randn(9, 6, requires_grad=True)
-    exact = layer(x)
-    wanted = torch.autograd.grad(exact.sum(), (x, *trainable_parameters(layer)))
-    with torch.autocast("cpu", torch.bfloat16):
-        y = layer(x)
-    assert y.dtype is torch.bfloat16
-    gradients = torch.autograd.grad(y.sum(), (x, *trainable_parameters(layer)))
-    eps = torch.finfo(torch.bfloat16).eps
-    for actual, expected in zip((y, *gradients), (exact, *wanted), strict=True):
-        assert error_ratio(actual, expected, expected, max(x.shape), eps) < LIMIT
-    assert all(a.dtype == b.dtype for a, b in zip(gradients, wanted, strict=True))
-
-
-@every_method
-@pytest.mark.parametrize("reentrant", (False, True))
-def test_activation_checkpointing(method, reentrant):
-    layer, _ = adapted_linear(method, "intact")
-    shift_parameters(layer)
-    x = torch.randn(9, 6, requires_grad=True)
-    wanted = torch.autograd.grad(layer(x).sum(), trainable_parameters(layer))
-    torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=reentrant).sum().backward()
-    actual = [parameter.grad for parameter in trainable_parameters(layer)]
-    assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
-
-
-def test_second_derivative_is_refused():
-    layer, _ = adapted_linear(LoLDU, "intact")
-    x = torch.randn(3, 6, requires_grad=True)
-    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
-@every_method
-@every_base
-def test_compiled_in_one_graph(method, base):
-    """The fake kernels and the declared mutations are right: AOT autograd traces and functionalises the layer."""
-    layer, _ = adapted_linear(method, base)
-    shift_parameters(layer)
-    x = torch.randn(2, 5, 6, requires_grad=True)
-    y = layer(x)
-    wanted = torch.autograd.grad(y.sum(), (x, *trainable_parameters(layer)))
-    torch._dynamo.reset()
-    z = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
-    actual = torch.autograd.grad(z.sum(), (x, *trainable_parameters(layer)))
-    assert torch.equal(y, z)
-    assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
-
-
 def one_by_one(method, base, weight: float, x: float, grad: float) -> dict[str, float]:
     """Gradients of a layer of one number with scale 0.5, for one token."""
     model = nn.Sequential(nn.Linear(1, 1, bias=False, dtype=torch.float64))

@@ -162,6 +162,7 @@ class UpCoreAdapter(Adapter):
         self.core = nn.Parameter(factors.core)
 
     up: nn.Parameter
+    core: nn.Parameter
     start_product: Tensor
     frozen_columns: Tensor
 

@@ -75,8 +75,9 @@ class _AdaptedLinearFunction(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         arguments = (ctx.scales, ctx.needs_input_grad, grad, *ctx.saved_tensors)
         # Grad mode is on where the gradient itself is to be differentiated, and always in torch.func.
-        grads = _BackwardFunction.apply(*arguments) if torch.is_grad_enabled() else _backward(*arguments)
-        return (grads[0], None, None, None, *grads[1:])
+        compute = _BackwardFunction.apply if torch.is_grad_enabled() else _backward
+        grad_x, *grads = compute(*arguments)
+        return (grad_x, None, None, None, *grads)
 
     @staticmethod
     def vmap(*_: Any) -> None:

@@ -1,0 +1,55 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""Random calls in processes of their own: a small sample always, the whole campaign by ``make test-fuzz``.
+
+A failure shows its seed; ``python Tests/python/fuzz/campaign.py EXAMPLES SEED FUNCTION`` repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lowrank_swift as lrs
+import pytest
+
+CAMPAIGN = Path(__file__).with_name("campaign.py")
+# Above this the campaign's processes find nothing that the first two do not.
+PROCESSES = 2
+
+
+def run_campaigns(examples: int, seeds: list[int], folder: Path) -> int:
+    """Run campaigns at once, and return how many calls they made in all."""
+    path = os.pathsep.join(filter(None, [str(Path(lrs.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    started = []
+    for seed in seeds:
+        log = folder / f"{seed}.log"
+        with log.open("w") as file:
+            command = [sys.executable, str(CAMPAIGN), str(examples), str(seed)]
+            process = subprocess.Popen(
+                command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=file, text=True
+            )
+        started.append((seed, process, log))
+    calls = 0
+    for seed, process, log in started:
+        output, _ = process.communicate()
+        print(output)
+        last = "\n".join(log.read_text().splitlines()[-40:])
+        assert process.returncode in (0, 1), f"seed {seed}: the process died ({process.returncode}); its last call:\n{last}"
+        failures = [line for line in output.splitlines() if line.startswith("FAILED")]
+        assert process.returncode == 0, "\n".join([f"seed {seed}", *failures])
+        calls += int(re.findall(r"^calls: (\d+)", output, re.MULTILINE)[0])
+    return calls
+
+
+def test_sample(tmp_path: Path) -> None:
+    assert run_campaigns(12, [1], tmp_path) >= 300
+
+
+@pytest.mark.slow
+def test_campaign(tmp_path: Path) -> None:
+    seeds = [time.time_ns() % 2**32 + 1000 * index for index in range(PROCESSES)]
+    assert run_campaigns(1000, seeds, tmp_path) >= 50_000
