@@ -1,6 +1,7 @@
 # Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from itertools import chain, combinations
 from typing import Any
 
 import lowrank_swift as lrs
@@ -89,19 +90,31 @@ def test_backward(dtype: torch.dtype, tokens: int, core: str) -> None:
         assert tokens == 0 or bool(value.any()), name
 
 
-def test_backward_computes_only_what_is_needed() -> None:
-    f = factors("diagonal", 12, 10, 4)
-    x, grad = weight(6, 10), weight(6, 12)
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("shape", [(6,), (0,), (2, 3), (2, 0, 3), ()])
+@pytest.mark.parametrize("frozen", [0, 2])
+def test_backward_computes_only_what_is_needed(core: str, shape: tuple[int, ...], frozen: int) -> None:
+    f = factors(core, 12, 10, 4)
+    tokens = int(np.prod(shape))
+    x, grad = weight(6, 10)[:tokens].reshape(*shape, 10), weight(6, 12)[:tokens].reshape(*shape, 12)
     h = x @ f.down.T
-    everything = lrs.adapter_backward(grad, x, h, f)
-    for need in ([], ["x"], ["core", "up"], {"down"}, ("up",)):
-        result = lrs.adapter_backward(grad, x, h, f, need=need)
-        for name, value in result._asdict().items():
-            if name in need:
-                assert bits(value) == bits(getattr(everything, name))
-            else:
-                assert value is None
-    without_x = lrs.adapter_backward(grad, None, h, f)
+    everything = lrs.adapter_backward(grad, x, h, f, frozen_columns=frozen)
+    names = [name for name, value in everything._asdict().items() if value is not None]
+    assert names == [name for name in everything._fields if name != "core" or core != "none"]
+    for need in chain.from_iterable(combinations(names, count) for count in range(len(names) + 1)):
+        for kept in [x, None] if "down" not in need else [x]:
+            result = lrs.adapter_backward(grad, kept, h, f, need=need, frozen_columns=frozen)
+            for name, value in result._asdict().items():
+                if name in need:
+                    assert value.shape == getattr(everything, name).shape
+                    assert bits(value) == bits(getattr(everything, name)), (need, name)
+                else:
+                    assert value is None
+    for need in ({"x"}, ["up", "x"], frozenset(names)):
+        assert [value is not None for value in lrs.adapter_backward(grad, x, h, f, need=need)] == [
+            name in need for name in everything._fields
+        ]
+    without_x = lrs.adapter_backward(grad, None, h, f, frozen_columns=frozen)
     assert without_x.down is None
     assert bits(without_x.x) == bits(everything.x)
 

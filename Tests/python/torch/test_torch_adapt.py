@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 import sys
 
 import lowrank_swift as lrs
@@ -206,35 +204,6 @@ def test_several_adapters_add_up():
     assert error_ratio(layer(x), expected, expected, 8, torch.finfo(torch.float32).eps) < LIMIT
     (gradient,) = torch.autograd.grad(layer(x).sum(), layer.adapters["default"].core)
     assert gradient.abs().min() > 0
-
-
-@every_method
-@every_base
-def test_copies(method, base):
-    model = adapt(blocks(), method(3), targets=["query"], base=base)
-    train(model)
-    x = torch.randn(5, 8)
-    before = model(x)
-    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(clone(x), before)
-        train(clone)
-        assert not torch.equal(clone(x), before)
-        assert torch.equal(model(x), before)
-
-
-@every_method
-@every_base
-def test_state_dict_round_trip(method, base):
-    model = adapt(blocks(), method(3), targets=["query"], base=base)
-    train(model)
-    other = adapt(blocks(seed=1), method(3), targets=["query"], base=base)
-    assert not torch.equal(other[0].query.weight, model[0].query.weight)
-    other.load_state_dict(model.state_dict())
-    x = torch.randn(5, 8)
-    assert torch.equal(other(x), model(x))
-    for (_, ours), (_, theirs) in zip(named_adapters(other), named_adapters(model), strict=True):
-        assert torch.equal(ours.up, theirs.up)
-        assert torch.equal(ours.down, theirs.down)
 
 
 def test_progress_bar(capfd):

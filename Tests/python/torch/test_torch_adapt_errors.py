@@ -108,9 +108,24 @@ def test_a_factor_that_does_not_fit_the_base_dtype():
 def test_a_residual_that_does_not_fit_the_base_dtype():
     model = nn.Sequential(nn.Linear(4, 4)).half()
     before = snapshot(model)
-    with pytest.raises(LinAlgError, match=r"^0: scale: expected entries W \+ scale \* B C A within the range of float16"):
+    with pytest.raises(
+        LinAlgError, match=r"^0: scale: expected entries W \+ scale \* B C A within the range of float16"
+    ):
         adapt(model, OLoRA(2, alpha=1e7), targets=["0"], base="residual")
     assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_a_residual_that_does_not_fit_leaves_the_other_layers_alone(dtype):
+    """Not to rounding: what a huge scale has taken from a weight can't be added again."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(dtype)
+    model[1].weight.data.mul_(100)
+    before = snapshot(model)
+    scale = torch.finfo(dtype).max / 4
+    with pytest.raises(LinAlgError, match=r"^1: scale: expected entries"):
+        adapt(model, OLoRA(2, alpha=2 * scale), targets=["0", "1"], base="residual")
+    assert snapshot(model) == before
+    adapt(model, OLoRA(2, alpha=2 * scale), targets=["0"], base="residual")
 
 
 def test_an_interrupted_subtraction_is_undone(monkeypatch):

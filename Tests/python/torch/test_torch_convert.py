@@ -17,6 +17,7 @@ from lowrank_swift.torch import (
     disabled,
     load_adapter,
     merge,
+    named_adapters,
     save_adapter,
     trainable_parameters,
     unmerge,
@@ -120,8 +121,8 @@ def test_converted_back_and_forth_before_training(method):
 
 
 def test_a_16_bit_lamda_keeps_small_changes():
-    """A start rounded to 16 bits, or a difference taken of rounded products, would drown them."""
-    layer, weight = adapted_linear(LaMDA, "intact", m=40, n=24, rank=8)
+    """A start rounded to 16 bits would drown them."""
+    layer, _ = adapted_linear(LaMDA, "intact", m=40, n=24, rank=8)
     layer.bfloat16()
     adapter = only_adapter(layer)
     with torch.no_grad():  # The smallest change that bfloat16 can hold, of one number.
@@ -223,6 +224,9 @@ def test_state_dict_into_a_freshly_adapted_model(method, base, assign):
     assert torch.equal(other(x), model(x))
     with disabled(other), disabled(model):
         assert torch.equal(other(x), model(x))
+    for (_, ours), (_, theirs) in zip(named_adapters(other), named_adapters(model), strict=True):
+        assert torch.equal(ours.up, theirs.up)
+        assert torch.equal(ours.down, theirs.down)
     train(other)
     train(model)
     assert torch.equal(other(x), model(x))

@@ -388,7 +388,9 @@ def test_a_residual_that_does_not_fit_the_base_dtype(tmp_path):
         record["layers"]["0"]["scale"] = 1e7
 
     rewrite(tmp_path, edit)
-    with pytest.raises(LinAlgError, match=r"^0: scale: expected entries W \+ scale \* B C A within the range of float16"):
+    with pytest.raises(
+        LinAlgError, match=r"^0: scale: expected entries W \+ scale \* B C A within the range of float16"
+    ):
         load_adapter(nn.Sequential(nn.Linear(4, 4)).half(), tmp_path)
 
 
