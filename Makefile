@@ -15,7 +15,7 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-abi test-python bench docs wheel clean
+.PHONY: help demo test test-swift test-abi test-python test-fuzz bench docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -34,6 +34,9 @@ test-abi: $(VENV)/.system ## Call the C ABI from a C program
 
 test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Python package
 	$(VENV_PYTHON) -m pytest Tests/python
+
+test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls and more of every function, some minutes
+	$(VENV_PYTHON) -m pytest Tests/python/fuzz -m 'slow or not slow' -s
 
 bench: $(VENV)/.installed-demo ## Time the initializers beside PEFT's and torch's, and check the results
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/run.py \

@@ -120,8 +120,9 @@ def test_dtype_that_factors_cannot_have(function: Callable[..., Any], dtype: Any
 def test_dtype_of_another_framework(function: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match=r"dtype: expected a torch.dtype or its name"):
         function(weight(6, 4), 2, dtype=np.float32)
-    with pytest.raises(TypeError, match="dtype: expected a numpy dtype or its name"):
-        function(weight(6, 4).numpy().copy(), 2, dtype=torch.float32)
+    for dtype in (torch.float32, torch.ones(2)):
+        with pytest.raises(TypeError, match="dtype: expected a numpy dtype or its name"):
+            function(weight(6, 4).numpy().copy(), 2, dtype=dtype)
     with pytest.raises(TypeError, match="dtype: expected one of float32, float64, float16, got bfloat16"):
         function(weight(6, 4).numpy().copy(), 2, dtype="bfloat16")
 
@@ -177,7 +178,7 @@ def test_tol(function: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("function", [lrs.loldu, lrs.loldu_], ids=named)
 def test_diagonal(function: Callable[..., Any]) -> None:
-    for diagonal in ("", "one", "LDU", "ldu\0"):
+    for diagonal in ("", "one", "LDU", "ldu\0", "\ud800"):
         with pytest.raises(ValueError, match="diagonal: expected"):
             function(weight(6, 4), 2, diagonal=diagonal)
     with pytest.raises(TypeError, match="diagonal: expected a str, got int"):
@@ -277,6 +278,7 @@ def adapter(rank: int = 2, core: tuple[int, ...] | None = None) -> lrs.Factors:
         (torch.ones(3, 4), adapter(), None, TypeError, "out"),
         (torch.ones(3, 4), "olora", torch.ones(3, 6), TypeError, "factors"),
         (torch.ones(()), adapter(), torch.ones(3, 6), ValueError, "x"),
+        (torch.ones(2, 3, 4), adapter(), torch.ones(3, 2, 6), ValueError, "out"),
         (torch.ones(3, 4, dtype=torch.int32), adapter(), torch.ones(3, 6), TypeError, "x"),
         (torch.ones(3, 4), adapter(core=(3,)), torch.ones(3, 6), ValueError, "core"),
         (torch.ones(3, 4), adapter(core=(2, 3)), torch.ones(3, 6), ValueError, "core"),
@@ -319,6 +321,10 @@ def test_backward() -> None:
             lrs.adapter_backward(*arguments, adapter())
     with pytest.raises(ValueError, match="h"):
         lrs.adapter_backward(grad, x, torch.ones(3, 3), adapter())
+    with pytest.raises(ValueError, match="h: expected the leading dimensions"):
+        lrs.adapter_backward(torch.ones(2, 3, 6), None, torch.ones(6, 2), adapter())
+    with pytest.raises(ValueError, match="x: expected shape"):  # also where it is not needed
+        lrs.adapter_backward(grad, torch.ones(3, 5), h, adapter(), need=["up"])
     for frozen in (-1, 3):
         with pytest.raises(ValueError, match="frozen_columns: expected"):
             lrs.adapter_backward(grad, x, h, adapter(), frozen_columns=frozen)
@@ -342,6 +348,9 @@ def test_merge(function: Callable[..., Any]) -> None:
         assert bad is None or bits(bad) == before
     with pytest.raises(TypeError, match=r"factors: expected a lowrank_swift.Factors, got tuple"):
         function(torch.ones(6, 4), (1, 2))
+    for scale in (None, [], "1", 1j):
+        with pytest.raises(TypeError, match="scale: expected a float"):
+            function(torch.ones(6, 4), adapter()._replace(scale=scale))
     shared = torch.ones(4, 4)
     with pytest.raises(BufferError, match=r"weight|up|down"):
         function(shared, lrs.Factors("test", shared, None, torch.ones(4, 4), 1.0))
@@ -354,5 +363,61 @@ def test_delta() -> None:
         adapter()._replace(up=torch.ones(6)).delta()
     with pytest.raises(ValueError, match=r"up|down"):
         adapter()._replace(up=torch.ones(6, 3)).delta()
-    with pytest.raises(TypeError, match=r"up|weight"):
+    with pytest.raises(TypeError, match="up: expected one of float32"):
         adapter()._replace(up=torch.ones(6, 2, dtype=torch.int32)).delta()
+    with pytest.raises(BufferError, match="up: "):
+        adapter()._replace(up=torch.ones(6, 2, device="meta")).delta()
+    with pytest.raises(lrs.LinAlgError, match="scale: expected"):
+        adapter()._replace(scale=3e38).delta()
+
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("function", [lrs.olora_, lrs.loldu_, lrs.lamda_], ids=named)
+def test_residual_beyond_the_range(function: Callable[..., Any], dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    matrix = (weight(40, 30).sign() * 0.9 * largest).to(dtype)
+    before = bits(matrix)
+    for scale in (-1.0, 1e4, 1e38):
+        with pytest.raises(lrs.LinAlgError, match=r"range of|overflowed"):
+            function(matrix, 3, scale=scale)
+        assert bits(matrix) == before
+
+
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("function", [lrs.merge_, lrs.unmerge_], ids=named)
+def test_merged_weight_beyond_the_range(function: Callable[..., Any], dtype: torch.dtype) -> None:
+    sign = 1 if function is lrs.merge_ else -1
+    matrix = torch.zeros(6, 4, dtype=dtype)
+    matrix[5, 3] = sign * torch.finfo(dtype).max
+    matrix[0, 0] = torch.inf  # is not finite before, and may stay so
+    before = bits(matrix)
+    large = torch.finfo(dtype).max / 8
+    factors = adapter()._replace(up=torch.ones(6, 2, dtype=dtype), down=torch.ones(2, 4, dtype=dtype), scale=large)
+    message = rf"scale: expected .* range of {str(dtype)[6:]}, got one beyond it at \[5, 3\]"
+    with pytest.raises(lrs.LinAlgError, match=message):
+        function(matrix, factors)
+    assert bits(matrix) == before
+    matrix[5, 3] = 0
+    function(matrix, factors)
+    assert matrix[0, 0] == torch.inf and matrix[5, 3] == sign * 2 * large
+
+
+def test_empty_tensors_with_a_huge_side() -> None:
+    tall, none = torch.empty(2**62, 0), torch.empty(0, 0)
+    factors = lrs.Factors("test", none, torch.empty(0), none, 1.0)
+    with pytest.raises(ValueError, match="x: expected a tensor that fits the address space"):
+        lrs.adapter_forward(tall, factors, tall)
+    tall = torch.empty(2**50, 0)
+    assert lrs.adapter_forward(tall, factors, torch.empty(2**50, 0)).shape == (2**50, 0)
+    assert lrs.merge_(torch.empty(2**50, 0), factors._replace(up=tall)).shape == (2**50, 0)
+    up = torch.empty(2**50, 0)
+    _native.effective_up_backward(tall, up, torch.empty(0), 0, torch.empty(2**50, 0), torch.empty(0))
+
+
+@pytest.mark.parametrize("mode", [None, 1, "", np.ones(2)], ids=repr)
+def test_mode_of_show_config(mode: Any) -> None:
+    with pytest.raises(ValueError, match="mode: expected"):
+        lrs.show_config(mode)

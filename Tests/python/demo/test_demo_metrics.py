@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from lowrank_swift.demo.metrics import SMOOTHING, bytes_kept, smoothed, steps_to, wilson_interval
+from lowrank_swift.demo.metrics import bytes_kept, steps_to, wilson_interval
 from scipy import stats
 
 
@@ -29,20 +29,12 @@ def test_wilson_interval_refuses_impossible_counts(correct: int, total: int) -> 
         wilson_interval(correct, total)
 
 
-def test_smoothing_is_a_trailing_mean() -> None:
-    losses = [float(x) for x in range(2 * SMOOTHING)]
-    means = smoothed(losses)
-    assert means[:3] == [0.0, 0.5, 1.0]
-    assert means[-1] == sum(losses[-SMOOTHING:]) / SMOOTHING
-    assert len(means) == len(losses)
-
-
-def test_steps_to_counts_from_one_and_may_fail() -> None:
-    losses = [4.0, 2.0, 0.0]  # smoothed: 4, 3, 2
-    assert steps_to(losses, 4.0) == 1
-    assert steps_to(losses, 2.5) == 3
-    assert steps_to(losses, 1.9) is None
-    assert steps_to([float("nan")] * 3, 1.0) is None
+def test_steps_to_is_the_first_that_gets_there_and_may_fail() -> None:
+    steps, losses = [0, 4, 8, 12], [4.0, 3.0, 2.0, 2.5]
+    assert steps_to(4.0, steps, losses) == 0
+    assert steps_to(2.5, steps, losses) == 8
+    assert steps_to(1.9, steps, losses) is None
+    assert steps_to(1.0, steps, [float("nan")] * 4) is None
 
 
 def test_bytes_kept_counts_each_storage_once_and_leaves_the_model_out() -> None:

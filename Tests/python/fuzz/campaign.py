@@ -24,14 +24,16 @@ from fuzz_arrays import Draw, choose, integers, replacement
 from fuzz_calls import (
     FACTORIZATIONS,
     Call,
-    _factors,
+    as_factors,
     config_call,
     delta,
     initializer,
     merging,
+    native_borrow,
     native_check_weight,
     native_config,
     native_initialize,
+    new_tensor,
     thread_count,
 )
 from fuzz_products import (
@@ -56,8 +58,8 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     },
     "adapter_forward": forward,
     "adapter_backward": backward,
-    "merge_": lambda draw: merging(draw, "merge_", 1, lambda a: lrs.merge_(a["weight"], _factors(a))),
-    "unmerge_": lambda draw: merging(draw, "unmerge_", -1, lambda a: lrs.unmerge_(a["weight"], _factors(a))),
+    "merge_": lambda draw: merging(draw, "merge_", 1, lambda a: lrs.merge_(a["weight"], as_factors(a))),
+    "unmerge_": lambda draw: merging(draw, "unmerge_", -1, lambda a: lrs.unmerge_(a["weight"], as_factors(a))),
     "Factors.delta": delta,
     "show_config": config_call,
     "set_num_threads": thread_count,
@@ -69,6 +71,8 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "_native.effective_up_backward": native_effective_up_backward,
     "_native.merge": lambda draw: merging(draw, "merge", 1, lambda a: _native.merge(*a.values())),
     "_native.config": native_config,
+    "_native.borrow": native_borrow,
+    "Tensor": new_tensor,
 }
 # Functions of which one call tells as much as a thousand.
 TRIVIAL = {"show_config": 50, "set_num_threads": 200, "_native.config": 20}
@@ -94,6 +98,34 @@ def snapshot(array: Any) -> tuple[bytes, np.ndarray | None] | None:
     else:
         memory = array
     return memory.tobytes(), float64(array).copy() if is_float else None
+
+
+class Bare:
+    """An array of which only DLPack's methods are known."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def bared(value: Any) -> Any:
+    if not isinstance(value, (torch.Tensor, np.ndarray)):
+        return value
+    return Bare(value.resolve_neg() if isinstance(value, torch.Tensor) else value)
+
+
+def clothed(result: Any) -> Any:
+    """The result with torch's tensors in the place of the library's own."""
+    if isinstance(result, lrs.Tensor):
+        return torch.from_dlpack(result)
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return type(result)(*map(clothed, result))
+    return result
 
 
 def replace_some(draw: Draw, arguments: dict[str, Any], is_native: bool) -> list[str]:
@@ -136,12 +168,14 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
     call = CALLS[name](draw)
     arguments = call.arguments
     replaced = replace_some(draw, arguments, name.startswith("_native."))
-    line = f"{name}({describe(arguments)}); replaced: {replaced}"
+    is_bare = choose(draw, (False,) * 5 + (True,))
+    line = f"{name}({describe(arguments)}); replaced: {replaced}, bare: {is_bare}"
     log(line)
     before = {argument: snapshot(value) for argument, value in arguments.items()}
     old = {argument: copy[1] if copy else None for argument, copy in before.items()}
     try:
-        result = call.function(**arguments)
+        passed = {argument: bared(value) for argument, value in arguments.items()} if is_bare else arguments
+        result = clothed(call.function(**passed))
     except DOCUMENTED as error:
         assert replaced, f"{line}: a valid call failed: {error!r}"
         words = [*arguments, "factors"] + ([*OPERATIONS, r"out_\w+"] if isinstance(error, lrs.LinAlgError) else [])

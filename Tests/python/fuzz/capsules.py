@@ -81,10 +81,17 @@ NULL = ctypes.POINTER(ctypes.c_int64)()
 # Fields, the exception, and a part of its message.
 MALFORMED: list[tuple[dict[str, Any], type[Exception], str]] = [
     *[({"ndim": n}, ValueError, "at most 32 dimensions") for n in (-1, -(2**31), 33, 2**31 - 1)],
-    *[({"ndim": n, "shape": [1] * 32, "strides": [1] * 32}, ValueError, "expected 2 dimensions") for n in (0, 1, 3, 32)],
+    *[
+        ({"ndim": n, "shape": [1] * 32, "strides": [1] * 32}, ValueError, "expected 2 dimensions")
+        for n in (0, 1, 3, 32)
+    ],
     ({"shape": [4, 6], "ndim": 2, "tensor_shape": NULL}, ValueError, "dimensions"),
     ({"data": None}, ValueError, "null pointer"),
-    *[({"shape": shape}, ValueError, "dimensions of at least 0") for n in NEGATIVE for shape in ([n, 6], [4, n], [n, n])],
+    *[
+        ({"shape": shape}, ValueError, "dimensions of at least 0")
+        for n in NEGATIVE
+        for shape in ([n, 6], [4, n], [n, n])
+    ],
     *[({"shape": [n, m], "strides": [0, 0]}, ValueError, "") for n, m in product(HUGE[2:], HUGE[2:])],
     *[({"shape": shape}, ValueError, "address space") for n in HUGE[2:] for shape in ([n, 6], [4, n], [n, n])],
     *[({"shape": shape, "strides": None}, ValueError, "address space") for n in HUGE[2:] for shape in ([n, 6], [n, n])],
@@ -103,7 +110,10 @@ MALFORMED: list[tuple[dict[str, Any], type[Exception], str]] = [
     *[({"code": n}, TypeError, "weight: expected float32") for n in (0, 1, 3, 5, 6, 7, 17, 255)],
     *[({"device_type": n}, BufferError, "CPU") for n in (0, 2, 4, 10, -1, 2**31 - 1)],
     *[({"major": n}, BufferError, "DLPack version 1") for n in (2, 2**32 - 1)],
-    *[({"name": n}, BufferError, "unused DLPack capsule") for n in (b"used_dltensor", b"used_dltensor_versioned", b"x")],
+    *[
+        ({"name": n}, BufferError, "unused DLPack capsule")
+        for n in (b"used_dltensor", b"used_dltensor_versioned", b"x")
+    ],
 ]
 
 
@@ -111,7 +121,9 @@ def expect(call: Callable[[], Any], exception: type[Exception], text: str, what:
     try:
         call()
     except Exception as error:
-        assert type(error) is exception and str(error).startswith("weight: ") and text in str(error), f"{what}: {error!r}"
+        assert type(error) is exception and str(error).startswith("weight: ") and text in str(error), (
+            f"{what}: {error!r}"
+        )
     else:
         raise AssertionError(f"{what}: accepted")
 

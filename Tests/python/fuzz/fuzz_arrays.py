@@ -86,7 +86,9 @@ def laid_out(draw: Draw, array: torch.Tensor) -> Any:
     if layout in ("reversed", "numpy"):
         if array.dtype not in (torch.float32, torch.float64, torch.float16) or array.ndim > 32:
             return array
-        flip = tuple(slice(None, None, -1 if layout == "reversed" and choose(draw, (False, True)) else 1) for _ in shape)
+        flip = tuple(
+            slice(None, None, -1 if layout == "reversed" and choose(draw, (False, True)) else 1) for _ in shape
+        )
         memory = np.empty(shape, dtype=array.numpy().dtype)
         memory[flip] = array.numpy()
         return memory[flip]
@@ -198,14 +200,46 @@ RANKS = (0, -1, 71, 2**31, 2**40, 2**63 - 1, 2**63, -(2**63), 2**100, True, 2.0,
 NUMBERS = {
     "rank": RANKS,
     "frozen_columns": RANKS,
-    "scale": (math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 1e-300, 1e-40, 1e20, 1e300, 10**400, 2, True, np.float32(3)),
+    "scale": (
+        math.nan,
+        math.inf,
+        -math.inf,
+        0.0,
+        -0.0,
+        -1.0,
+        1e-300,
+        1e-40,
+        1e20,
+        1e300,
+        10**400,
+        2,
+        True,
+        np.float32(3),
+    ),
     "tol": (0.0, -1e-3, 1.0, 2, math.nan, math.inf, 1e-300, 0.999, np.float32(0.5), 10**400),
     "seed": (-1, 2**64, 2**64 - 1, 2**63, 1.0, math.nan, True, np.int64(-1), np.uint64(3)),
     "count": (-1, 0, 1, 3, 4096, 4097, 2**31, 2**63, True, 2.0, math.nan),
     "status": (-1, 0, 5, 12, 2**31 - 1, 2**31, True, 2.0),
     "in_place": (0, 1, "", "yes", None, 2.5),
 }
-TEXTS = ("", "x", "LDU", "ldu\0", "o" * 5000, "\ud800", "é", 3, None, b"ldu", ["ldu"], "olora", "loldu", "lamda", "pissa")
+SHAPES = (None, 3, [2, 3], (-1,), (2, -3), (2**62, 4), (2**63,), (2**40, 2**40), ("2",), (2.0,), (True, 2), (1,) * 70)
+TEXTS = (
+    "",
+    "x",
+    "LDU",
+    "ldu\0",
+    "o" * 5000,
+    "\ud800",
+    "é",
+    3,
+    None,
+    b"ldu",
+    ["ldu"],
+    "olora",
+    "loldu",
+    "lamda",
+    "pissa",
+)
 
 
 def replacement(draw: Draw, name: str, value: Any) -> Any:
@@ -218,6 +252,8 @@ def replacement(draw: Draw, name: str, value: Any) -> Any:
         return choose(draw, TEXTS)
     if name in NUMBERS:
         return choose(draw, [*NUMBERS[name], *WRONG_TYPES])
+    if name == "shape":
+        return choose(draw, SHAPES)
     if value is None:
         return choose(draw, [*WRONG_TYPES, np.ones(2, dtype=np.float32), torch.ones(2, 2), torch.ones(1, 1, 1)])
     return choose(draw, WRONG_TYPES)

@@ -229,7 +229,7 @@ def native_initialize(draw: Draw) -> Call:
     )
 
 
-def _adapter(draw: Draw, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Arguments:
+def adapter_arguments(draw: Draw, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Arguments:
     """Down, core, up and scale, as the native functions take them."""
     rows, columns, rank = side(draw), side(draw), draw(integers(0, 40))
     core = choose(draw, [None, (rank,), (rank, rank)])
@@ -241,13 +241,13 @@ def _adapter(draw: Draw, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Arguments:
     }
 
 
-def _factors(a: Arguments) -> lrs.Factors:
+def as_factors(a: Arguments) -> lrs.Factors:
     return lrs.Factors("fuzz", a["up"], a["core"], a["down"], a["scale"])
 
 
 def merging(draw: Draw, name: str, sign: int, invoke: Callable[[Arguments], Any]) -> Call:
     """``merge_``, ``unmerge_`` and the native function under them."""
-    adapter = _adapter(draw)
+    adapter = adapter_arguments(draw)
     arguments = {"weight": tensor(draw, (adapter["up"].shape[0], adapter["down"].shape[1]))} | adapter
 
     def check(old: Arguments, new: Arguments, result: Any) -> None:
@@ -266,7 +266,7 @@ def delta(draw: Draw) -> Call:
         zero = np.zeros(tuple(result.shape))
         _check_change(zero, result, new["up"], new["core"], new["down"], float(new["scale"]))
 
-    return Call(lambda **a: _factors(a).delta(), _adapter(draw), check)
+    return Call(lambda **a: as_factors(a).delta(), adapter_arguments(draw), check)
 
 
 def config_call(draw: Draw) -> Call:
@@ -293,6 +293,25 @@ def native_check_weight(draw: Draw) -> Call:
         assert result[:2] == tuple(new["weight"].shape) and result[2] == str(new["weight"].dtype).removeprefix("torch.")
 
     return Call(lambda weight, rank: _native.check_weight(weight, rank), _weight(draw), check)
+
+
+def native_borrow(draw: Draw) -> Call:
+    def check(old: Arguments, new: Arguments, result: Any) -> None:
+        assert tuple(result.shape) == tuple(new["array"].shape)
+        assert np.array_equal(float64(result), old["array"], equal_nan=True)
+
+    arguments = {"array": tensor(draw, (side(draw, 0), side(draw, 0))), "name": "array"}
+    return Call(lambda array, name: _native.borrow(array, name), arguments, check)
+
+
+def new_tensor(draw: Draw) -> Call:
+    def check(old: Arguments, new: Arguments, result: Any) -> None:
+        assert tuple(result.shape) == tuple(new["shape"]) and str(result.dtype) == f"torch.{new['dtype']}"
+        assert not float64(result).any()
+
+    shape = tuple(side(draw, 0) for _ in range(draw(integers(0, 3))))
+    arguments = {"shape": shape, "dtype": choose(draw, ("float32", "float64", "bfloat16", "float16", "int64"))}
+    return Call(lambda shape, dtype: lrs.Tensor(shape, dtype), arguments, check)
 
 
 def native_config(draw: Draw) -> Call:

@@ -111,7 +111,9 @@ def check_svd(weight: Any, rank: int, tol: float, u: Any, s: Any, vh: Any, array
     require_orthonormal(right, unit, "Vh")
     assert (np.diff(found) <= 0).all() and (found >= 0).all(), "S descends"
     exact = np.linalg.svd(matrix, compute_uv=False)[:rank]
-    bound = float(tol) * float(exact[0]) + SVD_LIMIT * max(rows, columns) * (unit * float(exact[0]) + smallest * float(scale))
+    bound = float(tol) * float(exact[0]) + SVD_LIMIT * max(rows, columns) * (
+        unit * float(exact[0]) + smallest * float(scale)
+    )
     for name, error in (
         ("W v - s u", np.linalg.norm(matrix @ right - left * found, axis=0)),
         ("W^T u - s v", np.linalg.norm(matrix.T @ left - right * found, axis=0)),

@@ -9,9 +9,8 @@ import lowrank_swift as lrs
 import numpy as np
 import torch
 from fuzz_arrays import FLOATS, Draw, choose, integers, side, tensor
-from fuzz_calls import Arguments, Call, _adapter, _factors
+from fuzz_calls import Arguments, Call, adapter_arguments, as_factors
 from fuzz_checks import check_sum, dense, is_tame, require_shapes
-from hypothesis import strategies as st
 from lowrank_swift import _native
 from support import float64
 
@@ -42,7 +41,9 @@ def _check_forward(old: Arguments, new: Arguments, h: Any) -> None:
         return
     x = _flat(old["x"])
     operands = [new[name] for name in ("x", *FACTORS)]
-    check_sum(h, np.zeros(_flat(h).shape).reshape(h.shape), (x @ down.T).reshape(h.shape), _norm(x, down), operands, "h")
+    check_sum(
+        h, np.zeros(_flat(h).shape).reshape(h.shape), (x @ down.T).reshape(h.shape), _norm(x, down), operands, "h"
+    )
     delta = scale * x @ down.T @ core.T @ up.T
     size = abs(scale) * _norm(x, down, core, up)
     if not np.isfinite(float64(h)).all():  # An overflow of h's dtype reaches out.
@@ -51,7 +52,7 @@ def _check_forward(old: Arguments, new: Arguments, h: Any) -> None:
 
 
 def forward(draw: Draw) -> Call:
-    adapter = _adapter(draw)
+    adapter = adapter_arguments(draw)
     leading = tuple(draw(integers(0, 5)) for _ in range(draw(integers(0, 2)))) or (side(draw, 0),)
     dtypes = (choose(draw, FLOATS),)
     arguments = {
@@ -60,11 +61,11 @@ def forward(draw: Draw) -> Call:
     } | adapter
     for name in ("x", "out"):  # Leading dimensions must flatten without a copy.
         if arguments[name].ndim > 2:
-            arguments[name] = arguments[name].copy() if isinstance(arguments[name], np.ndarray) else (
-                arguments[name].contiguous()
+            arguments[name] = (
+                arguments[name].copy() if isinstance(arguments[name], np.ndarray) else (arguments[name].contiguous())
             )
     return Call(
-        lambda **a: lrs.adapter_forward(a["x"], _factors(a), a["out"]),
+        lambda **a: lrs.adapter_forward(a["x"], as_factors(a), a["out"]),
         arguments,
         _check_forward,
         changed=frozenset(["out"]),
@@ -72,7 +73,7 @@ def forward(draw: Draw) -> Call:
 
 
 def native_forward(draw: Draw) -> Call:
-    adapter, tokens = _adapter(draw), side(draw, 0)
+    adapter, tokens = adapter_arguments(draw), side(draw, 0)
     arguments = {"x": tensor(draw, (tokens, adapter["down"].shape[1]))} | adapter
     arguments["out"] = tensor(draw, (tokens, adapter["up"].shape[0]))
     arguments["out_h"] = tensor(draw, (tokens, adapter["up"].shape[1]))
@@ -121,7 +122,7 @@ def _check_backward(old: Arguments, new: Arguments, gradients: dict[str, Any], s
 
 
 def backward(draw: Draw) -> Call:
-    adapter, tokens = _adapter(draw, (torch.float32, torch.float64)), side(draw, 0)
+    adapter, tokens = adapter_arguments(draw, (torch.float32, torch.float64)), side(draw, 0)
     rows, columns, rank = adapter["up"].shape[0], adapter["down"].shape[1], adapter["up"].shape[1]
     has_x = choose(draw, (False, True))
     possible = ["x", "up"] + ["down"] * has_x + ["core"] * (adapter["core"] is not None)
@@ -135,14 +136,14 @@ def backward(draw: Draw) -> Call:
 
     def invoke(**a: Any) -> Any:
         return lrs.adapter_backward(
-            a["grad"], a["x"], a["h"], _factors(a), need=a["need"], frozen_columns=a["frozen_columns"]
+            a["grad"], a["x"], a["h"], as_factors(a), need=a["need"], frozen_columns=a["frozen_columns"]
         )
 
     return Call(invoke, arguments, lambda old, new, result: _check_backward(old, new, result._asdict()))
 
 
 def native_backward(draw: Draw) -> Call:
-    adapter, tokens = _adapter(draw), side(draw, 0)
+    adapter, tokens = adapter_arguments(draw), side(draw, 0)
     rows, columns, rank = adapter["up"].shape[0], adapter["down"].shape[1], adapter["up"].shape[1]
     wide = (torch.float32, torch.float64)
 
@@ -168,12 +169,16 @@ def native_backward(draw: Draw) -> Call:
 
     outputs = frozenset(["out_down", "out_core", "out_up"])
     return Call(
-        lambda **a: _native.adapter_backward(*a.values()), arguments, check, outputs=outputs, changed=frozenset(["out_x"])
+        lambda **a: _native.adapter_backward(*a.values()),
+        arguments,
+        check,
+        outputs=outputs,
+        changed=frozenset(["out_x"]),
     )
 
 
 def _core_and_up(draw: Draw) -> Arguments:
-    adapter = _adapter(draw)
+    adapter = adapter_arguments(draw)
     return {"up": adapter["up"], "core": adapter["core"]}
 
 
@@ -191,9 +196,7 @@ def native_effective_up(draw: Draw) -> Call:
         start = np.zeros(up.shape) if new["start"] is None else -float64(new["start"])
         check_sum(new["out"], start, up @ core, _norm(up, core), operands, "B C - start")
 
-    return Call(
-        lambda **a: _native.effective_up(*a.values()), arguments, check, outputs=frozenset(["out"])
-    )
+    return Call(lambda **a: _native.effective_up(*a.values()), arguments, check, outputs=frozenset(["out"]))
 
 
 def native_effective_up_backward(draw: Draw) -> Call:

@@ -38,7 +38,9 @@ def run_campaigns(examples: int, seeds: list[int], folder: Path) -> int:
         output, _ = process.communicate()
         print(output)
         last = "\n".join(log.read_text().splitlines()[-40:])
-        assert process.returncode in (0, 1), f"seed {seed}: the process died ({process.returncode}); its last call:\n{last}"
+        assert process.returncode in (0, 1), (
+            f"seed {seed}: the process died ({process.returncode}); its last call:\n{last}"
+        )
         failures = [line for line in output.splitlines() if line.startswith("FAILED")]
         assert process.returncode == 0, "\n".join([f"seed {seed}", *failures])
         calls += int(re.findall(r"^calls: (\d+)", output, re.MULTILINE)[0])

@@ -120,6 +120,14 @@ def test_converted_back_and_forth_before_training(method):
     assert torch.equal(layer(x), expected)
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float64), ids=str)
+def test_a_residual_keeps_what_was_subtracted(dtype):
+    layer, _ = adapted_linear(LaMDA, "residual")
+    subtracted = only_adapter(layer).start_product.clone()
+    layer.to(dtype)
+    assert torch.equal(only_adapter(layer).start_product, subtracted.to(precise(dtype)))
+
+
 def test_a_16_bit_lamda_keeps_small_changes():
     """A start rounded to 16 bits would drown them."""
     layer, _ = adapted_linear(LaMDA, "intact", m=40, n=24, rank=8)

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import random
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -23,6 +25,7 @@ from lowrank_swift.demo.train import Batch, Classifier, batch_indices, collate, 
 __all__ = ["run_demo"]
 
 _INITIALISATIONS = 3  # each initialisation time is the median of so many
+_PROBE_TEXTS = 64
 _TEST_BATCH = 64
 
 
@@ -33,6 +36,7 @@ class _Task:
     seed: int
     classes: int
     train: list[Batch]
+    probe: list[Batch]
     test: list[Batch]
 
 
@@ -103,14 +107,22 @@ def _task(seed: int, pretrained: Pretrained, corpus: data.Corpus, settings: Sett
     train_ids, test_ids = encode(split.train), encode(split.test)
     lengths = [len(ids) for ids in train_ids]
     order = batch_indices(lengths, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
-    by_length = sorted(range(len(test_ids)), key=lambda i: len(test_ids[i]))
-    test_order = [by_length[i : i + _TEST_BATCH] for i in range(0, len(by_length), _TEST_BATCH)]
+    probe = random.Random(seed).sample(range(len(lengths)), min(_PROBE_TEXTS, len(lengths)))
     return _Task(
         seed=seed,
         classes=len(corpus.packages),
         train=[batch(split.train, train_ids, chosen) for chosen in order],
-        test=[batch(split.test, test_ids, chosen) for chosen in test_order],
+        probe=[batch(split.train, train_ids, chosen) for chosen in _by_length(probe, train_ids, settings.batch_size)],
+        test=[
+            batch(split.test, test_ids, chosen) for chosen in _by_length(range(len(test_ids)), test_ids, _TEST_BATCH)
+        ],
     )
+
+
+def _by_length(chosen: Iterable[int], ids: list[list[int]], size: int) -> list[list[int]]:
+    """Cut the chosen texts into batches of similar length."""
+    order = sorted(chosen, key=lambda i: len(ids[i]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def _run(method: Method, rank: int | None, pretrained: Pretrained, task: _Task, progress: Progress) -> Run:
@@ -126,7 +138,11 @@ def _run(method: Method, rank: int | None, pretrained: Pretrained, task: _Task, 
     parameters_at_start = _trainable(encoder)
     widest = max(task.train, key=lambda batch: batch.input_ids.numel())
     kept = bytes_kept(classifier, lambda: classifier.loss(widest))
-    curve = train(classifier, method, task.train, lambda loss: progress.update(bar, advance=1, loss=f"{loss:.2f}"))
+
+    def show(loss: float) -> None:
+        progress.update(bar, advance=1, loss=f"{loss:.2f}")
+
+    curve = train(classifier, method, task.train, task.probe, show)
     return Run(
         seed=task.seed,
         initialisation_seconds=statistics.median(initialisation),
@@ -135,6 +151,8 @@ def _run(method: Method, rank: int | None, pretrained: Pretrained, task: _Task, 
         bytes_kept=kept,
         losses=curve.losses,
         step_seconds=curve.seconds,
+        probe_steps=curve.probe_steps,
+        probe_losses=curve.probe_losses,
         correct=count_correct(classifier, task.test),
         tested=sum(len(batch.labels) for batch in task.test),
     )

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["SMOOTHING", "bytes_kept", "smoothed", "steps_to", "wilson_interval"]
-
-SMOOTHING = 8
-"""Losses in the trailing mean by which training losses are compared and drawn: one of each length of text, because the
-batches come in rounds of so many, from short texts to long ones."""
+__all__ = ["bytes_kept", "steps_to", "wilson_interval"]
 
 _Z95 = 1.959963984540054  # 97.5% quantile of the normal distribution
 
@@ -41,15 +37,9 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Trailing mean over `SMOOTHING` losses (over as many as there are, at the start)."""
-    windows = (losses[max(0, end - SMOOTHING) : end] for end in range(1, len(losses) + 1))
-    return [sum(window) / len(window) for window in windows]
-
-
-def steps_to(losses: Sequence[float], goal: float) -> int | None:
-    """Number of steps after which the smoothed loss is at most `goal` for the first time, None if it never is."""
-    return next((step for step, loss in enumerate(smoothed(losses), start=1) if loss <= goal), None)
+def steps_to(goal: float, steps: Sequence[int], losses: Sequence[float]) -> int | None:
+    """The first of `steps` whose loss is at most `goal`, None if there is none."""
+    return next((step for step, loss in zip(steps, losses, strict=True) if loss <= goal), None)
 
 
 def bytes_kept(model: nn.Module, compute_loss: Callable[[], torch.Tensor]) -> int:

@@ -7,14 +7,13 @@ import statistics
 from typing import IO
 
 from lowrank_swift.demo.methods import METHODS
-from lowrank_swift.demo.metrics import SMOOTHING, smoothed
 from lowrank_swift.demo.results import REFERENCE, Results
 
 __all__ = ["draw_losses"]
 
 
 def draw_losses(results: Results, file: IO[bytes]) -> None:
-    """Draw every method's smoothed training loss, the mean over its seeds, and write a PNG.
+    """Draw every method's training loss on the probe, the mean over its seeds, and write a PNG.
 
     Our methods are solid lines, the others dashed.
 
@@ -29,9 +28,9 @@ def draw_losses(results: Results, file: IO[bytes]) -> None:
     axes = figure.add_subplot()
     order = sorted(results.runs, key=lambda key: results.summary(key).final_loss, reverse=True)
     for key in order:
-        curves = [smoothed(run.losses) for run in results.runs[key]]
+        curves = [run.probe_losses for run in results.runs[key]]
         mean = [statistics.fmean(losses) for losses in zip(*curves, strict=True)]
-        steps = range(1, len(mean) + 1)
+        steps = results.runs[key][0].probe_steps
         method, summary = METHODS[key], results.summary(key)
         axes.plot(
             steps,
@@ -61,7 +60,7 @@ def draw_losses(results: Results, file: IO[bytes]) -> None:
     axes.set_yscale("log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis(FormatStrFormatter("%.2g"))
-    axes.set_ylabel(f"training loss (mean of the last {SMOOTHING} steps)")
+    axes.set_ylabel("loss on a fixed sample of the training texts")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -26,17 +26,17 @@ from rich.table import Table
 
 from lowrank_swift.demo.data import Corpus, Split
 from lowrank_swift.demo.methods import METHODS
-from lowrank_swift.demo.metrics import SMOOTHING
 from lowrank_swift.demo.model import ModelSource
 from lowrank_swift.demo.plot import draw_losses
 from lowrank_swift.demo.results import REFERENCE, Results, Summary
 from lowrank_swift.demo.settings import DemoError
+from lowrank_swift.demo.train import HEAD_LEARNING_RATE
 
 __all__ = ["introduction", "prepare_folder", "table", "verdict", "write_atomically", "write_files"]
 
 _CAPTION = (
     "adapter params: trainable, the head's apart, first → last step. Steps to LoRA's loss: the first step at which "
-    f"the mean of {SMOOTHING} losses is down to LoRA's final one. Kept: unique storages saved for the backward "
+    "the loss on 64 training texts is down to LoRA's final one. Kept: unique storages saved for the backward "
     "of the widest batch, parameters and buffers apart."
 )
 _LIBRARIES = ("torch", "transformers", "peft", "numpy", "matplotlib")
@@ -191,9 +191,10 @@ def _record(results: Results) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "verdict": verdict(results),
         "settings": settings | {"out": str(results.settings.out)},
+        "training": f"AdamW, no weight decay, no dropout, linear warm-up and decay, head at {HEAD_LEARNING_RATE}",
         "definitions": {
-            "steps_to_reference": f"first step at which the trailing mean of {SMOOTHING} training losses is at most "
-            f"{METHODS[REFERENCE].label}'s last one; null if never, or without that method",
+            "steps_to_reference": "first of probe_steps at which the loss on a fixed sample of training texts is at "
+            f"most {METHODS[REFERENCE].label}'s last one; null if never, or without that method",
             "interval": "95% Wilson interval with one seed, mean -+ one standard deviation with several",
             "bytes_kept": "unique storages saved for the backward on the widest batch, parameters and buffers left out",
         },

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 
 from lowrank_swift.demo.data import Corpus, Split
-from lowrank_swift.demo.metrics import smoothed, steps_to, wilson_interval
+from lowrank_swift.demo.metrics import steps_to, wilson_interval
 from lowrank_swift.demo.model import ModelSource
 from lowrank_swift.demo.settings import Settings
 
@@ -29,6 +29,8 @@ class Run:
         bytes_kept: For the backward, on the widest training batch.
         losses: Of every step, before its update.
         step_seconds: Wall time of every step.
+        probe_steps: After how many steps the loss on a fixed sample of the training texts was measured.
+        probe_losses: That loss, the training loss by which methods are compared.
         correct: Test texts classified rightly.
         tested: Test texts.
     """
@@ -40,6 +42,8 @@ class Run:
     bytes_kept: int
     losses: list[float]
     step_seconds: list[float]
+    probe_steps: list[int]
+    probe_losses: list[float]
     correct: int
     tested: int
 
@@ -59,9 +63,9 @@ class Summary:
         parameters_at_end: As in `Run`.
         accuracy: Mean over the seeds.
         interval: 95% Wilson interval with one seed; mean minus and plus one standard deviation with several.
-        final_loss: Mean over the seeds of the last smoothed training loss.
-        steps_to_reference: Median over the seeds of the first step at which the smoothed loss is at most the
-            reference's last one; None if there is no reference, or a seed that never got there.
+        final_loss: Mean over the seeds of the last training loss on the probe.
+        steps_to_reference: Median over the seeds of the first measured step at which the training loss on the probe is
+            at most the reference's last one; None if there is no reference, or a seed that never got there.
         step_seconds: Median over all steps of all seeds.
         bytes_kept: Largest of the seeds.
     """
@@ -115,7 +119,7 @@ class Results:
             parameters_at_end=runs[0].parameters_at_end,
             accuracy=accuracy,
             interval=interval,
-            final_loss=statistics.fmean(smoothed(run.losses)[-1] for run in runs),
+            final_loss=statistics.fmean(run.probe_losses[-1] for run in runs),
             steps_to_reference=self._steps_to_reference(runs),
             step_seconds=statistics.median(seconds for run in runs for seconds in run.step_seconds),
             bytes_kept=max(run.bytes_kept for run in runs),
@@ -127,7 +131,7 @@ class Results:
             return None
         steps = []
         for run, reference in zip(runs, references, strict=True):
-            reached = steps_to(run.losses, smoothed(reference.losses)[-1])
+            reached = steps_to(reference.probe_losses[-1], run.probe_steps, run.probe_losses)
             if reached is None:
                 return None
             steps.append(reached)

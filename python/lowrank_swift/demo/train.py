@@ -13,12 +13,23 @@ from torch import nn
 from torch.nn import functional
 
 from lowrank_swift.demo.methods import Method
-from lowrank_swift.demo.metrics import SMOOTHING
 
-__all__ = ["HEAD_LEARNING_RATE", "Batch", "Classifier", "Curve", "batch_indices", "collate", "count_correct", "train"]
+__all__ = [
+    "HEAD_LEARNING_RATE",
+    "Batch",
+    "Classifier",
+    "Curve",
+    "batch_indices",
+    "collate",
+    "count_correct",
+    "mean_loss",
+    "train",
+]
 
 HEAD_LEARNING_RATE = 2e-2
 _WARM_UP = 0.1  # share of the steps in which the learning rate rises; it falls linearly to zero afterwards
+_POOLED_BATCHES = 8  # batches are cut from so many batches' worth of texts sorted by length, which saves padding
+_PROBES = 16  # times at which a run's loss on the same training texts is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +43,19 @@ class Batch:
 
 @dataclass(slots=True)
 class Curve:
-    """Loss and wall time of every step; a loss is that of the batch before the step's update."""
+    """How a training went.
+
+    Args:
+        losses: Of every step's batch, before the step's update.
+        seconds: Wall time of every step.
+        probe_steps: After how many steps the loss on the probe was measured: 0, then at even distances, then the last.
+        probe_losses: The loss on the probe then.
+    """
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    probe_steps: list[int] = field(default_factory=list)
+    probe_losses: list[float] = field(default_factory=list)
 
 
 class Classifier(nn.Module):
@@ -72,10 +92,6 @@ class Classifier(nn.Module):
 def batch_indices(lengths: Sequence[int], *, batch_size: int, steps: int, seed: int) -> list[list[int]]:
     """Choose the texts of each step: shuffled every epoch, texts of similar length together, whole batches only.
 
-    Texts of similar length save padding, but short texts are harder. So the batches come in rounds of `SMOOTHING`, cut
-    from as many batches' worth of texts sorted by length and taken in the same order of lengths in every round: a mean
-    over so many successive losses then spans all lengths equally.
-
     Args:
         lengths: Tokens of each training text; at least `batch_size` of them.
         batch_size: Texts in a batch.
@@ -84,13 +100,14 @@ def batch_indices(lengths: Sequence[int], *, batch_size: int, steps: int, seed: 
     """
     rng = random.Random(seed)
     batches: list[list[int]] = []
-    places = rng.sample(range(SMOOTHING), SMOOTHING)
     while len(batches) < steps:
         order = rng.sample(range(len(lengths)), len(lengths))
-        for start in range(0, len(order), batch_size * SMOOTHING):
-            pool = sorted(order[start : start + batch_size * SMOOTHING], key=lengths.__getitem__)
-            cut = [pool[i : i + batch_size] for i in range(0, len(pool) - batch_size + 1, batch_size)]
-            batches += [cut[place] for place in places if place < len(cut)]
+        epoch = []
+        for start in range(0, len(order), batch_size * _POOLED_BATCHES):
+            pool = sorted(order[start : start + batch_size * _POOLED_BATCHES], key=lengths.__getitem__)
+            epoch += [pool[i : i + batch_size] for i in range(0, len(pool) - batch_size + 1, batch_size)]
+        rng.shuffle(epoch)
+        batches += epoch
     return batches[:steps]
 
 
@@ -102,13 +119,20 @@ def collate(texts: Sequence[Sequence[int]], labels: Sequence[int], *, pad: int) 
     return Batch(input_ids, attention_mask, torch.tensor(labels))
 
 
-def train(classifier: Classifier, method: Method, batches: Sequence[Batch], on_step: Callable[[float], None]) -> Curve:
+def train(
+    classifier: Classifier,
+    method: Method,
+    batches: Sequence[Batch],
+    probe: Sequence[Batch],
+    on_step: Callable[[float], None],
+) -> Curve:
     """Train head and encoder with AdamW, one step a batch.
 
     Args:
         classifier: Its encoder as `method.prepare` left it.
         method: Gives the encoder's learning rate and what to do after each step.
         batches: One for each step.
+        probe: Training texts, the same at all times, on which the loss is followed without the noise of the batches.
         on_step: Called with each step's loss.
     """
     groups = [{"params": list(classifier.head.parameters()), "lr": HEAD_LEARNING_RATE}]
@@ -122,8 +146,8 @@ def train(classifier: Classifier, method: Method, batches: Sequence[Batch], on_s
         optimizer, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
     )
     after_step = method.schedule(classifier.encoder, steps, optimizer) if method.schedule else lambda: None
-    curve = Curve()
-    for batch in batches:
+    curve = Curve(probe_steps=[0], probe_losses=[mean_loss(classifier, probe)])
+    for step, batch in enumerate(batches, start=1):
         start = time.perf_counter()
         optimizer.zero_grad()
         loss = classifier.loss(batch)
@@ -133,8 +157,18 @@ def train(classifier: Classifier, method: Method, batches: Sequence[Batch], on_s
         schedule.step()
         curve.losses.append(loss.item())
         curve.seconds.append(time.perf_counter() - start)
+        if step % max(1, steps // _PROBES) == 0 or step == steps:
+            curve.probe_steps.append(step)
+            curve.probe_losses.append(mean_loss(classifier, probe))
         on_step(curve.losses[-1])
     return curve
+
+
+@torch.no_grad()
+def mean_loss(classifier: Classifier, batches: Sequence[Batch]) -> float:
+    """Mean cross-entropy over the texts of all batches."""
+    texts = sum(len(batch.labels) for batch in batches)
+    return sum(classifier.loss(batch).item() * len(batch.labels) for batch in batches) / texts
 
 
 @torch.no_grad()

@@ -35,6 +35,12 @@ def adapt(
     adapters' Parameters are trained. Every Parameter that the model had is frozen (``requires_grad=False``), those of
     earlier adapters excepted; a new head is to be made trainable afterwards.
 
+    An adapted model can be converted (``half()``, ``bfloat16()``, ``double()``, ``to(dtype)``): base, frozen and
+    trained factors take the new dtype, and what does not fit it becomes infinite, as in torch. LaMDA's B0 C0 stays
+    float32 in 16 bits. Converted before training, LoLDU and LaMDA over an intact base still compute exactly what the
+    converted pretrained model does; everything else is preserved to rounding. Trained factors are then 16-bit too,
+    which loses small updates: a model that is converted before ``adapt`` has them in float32.
+
     Either all layers are adapted or, after an exception, none: everything that can fail is done first, and only then
     are residuals subtracted and layers replaced. If an interrupt or a lack of memory stops the subtraction itself, what
     was subtracted is added again, which restores those weights to rounding.

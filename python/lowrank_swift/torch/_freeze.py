@@ -27,6 +27,8 @@ class GradualFreeze:
     released. Where ``torch.distributed`` is initialised it goes on requiring one, which is zero, and keeps its state:
     the other processes wait for a gradient.
 
+    Every call of :meth:`step` counts, also after an optimizer step that a ``GradScaler`` skipped.
+
     To continue a training, load the model's ``state_dict`` first and this object's after it.
 
     Args:
