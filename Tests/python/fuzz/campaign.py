@@ -120,9 +120,10 @@ def bared(value: Any) -> Any:
 
 
 def clothed(result: Any) -> Any:
-    """The result with torch's tensors in the place of the library's own."""
+    """The result with arrays in the place of the library's own tensors."""
     if isinstance(result, lrs.Tensor):
-        return torch.from_dlpack(result)
+        # NumPy has no bfloat16; torch ends the process over a negative stride.
+        return torch.from_dlpack(result) if result.dtype == "bfloat16" else np.from_dlpack(result)
     if isinstance(result, tuple) and hasattr(result, "_fields"):
         return type(result)(*map(clothed, result))
     return result
