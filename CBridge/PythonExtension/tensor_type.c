@@ -83,9 +83,21 @@ static bool allocate_zeros(tensor_object *self) {
 
 static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
   static char *names[] = {"shape", "dtype", NULL};
-  PyObject *shape;
-  const char *dtype = "float32";
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!|s:Tensor", names, &PyTuple_Type, &shape, &dtype)) {
+  PyObject *shape, *dtype_object = NULL;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|O:Tensor", names, &shape, &dtype_object)) {
+    return NULL;
+  }
+  if (!PyTuple_Check(shape)) {
+    native_raise_type_error("shape", "a tuple of int", shape);
+    return NULL;
+  }
+  if (PyTuple_Size(shape) > MAX_DIMENSIONS) {
+    PyErr_Format(PyExc_ValueError, "shape: expected at most %d sizes, got %zd", MAX_DIMENSIONS, PyTuple_Size(shape));
+    return NULL;
+  }
+  native_call call = {0};
+  const char *dtype = dtype_object == NULL ? "float32" : native_string(&call, dtype_object, "dtype");
+  if (dtype == NULL) {
     return NULL;
   }
   int index = 0;
@@ -103,8 +115,8 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *keywor
   self->tensor.dtype = dtypes[index].dtype;
   self->tensor.device = (DLDevice){kDLCPU, 0};
   for (int32_t i = 0; i < self->tensor.ndim; i++) {
-    self->extents[i] = PyLong_AsLongLong(PyTuple_GetItem(shape, i));
-    if (self->extents[i] < 0 && !PyErr_Occurred()) {
+    self->extents[i] = native_int64(&call, PyTuple_GetItem(shape, i), "shape");
+    if (self->extents[i] < 0 && !call.failed) {
       PyErr_Format(PyExc_ValueError, "shape: expected sizes of at least 0, got %R", shape);
     }
     if (PyErr_Occurred()) {

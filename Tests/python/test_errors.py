@@ -421,3 +421,23 @@ def test_empty_tensors_with_a_huge_side() -> None:
 def test_mode_of_show_config(mode: Any) -> None:
     with pytest.raises(ValueError, match="mode: expected"):
         lrs.show_config(mode)
+
+
+def test_tensor() -> None:
+    for shape, exception in (
+        ([2, 3], TypeError),
+        (None, TypeError),
+        (("2",), TypeError),
+        ((2.0,), TypeError),
+        ((True,), TypeError),
+        ((-1,), ValueError),
+        ((2**64,), ValueError),
+        ((1,) * 33, ValueError),
+    ):
+        with pytest.raises(exception, match="shape: expected"):
+            lrs.Tensor(shape)
+    for dtype in (None, 3, "int8", "", "\ud800"):
+        with pytest.raises((TypeError, ValueError), match="dtype: expected"):
+            lrs.Tensor((2, 3), dtype)
+    with pytest.raises(MemoryError):
+        lrs.Tensor((2**40, 2**40))

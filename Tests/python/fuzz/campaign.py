@@ -173,17 +173,20 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
     line = f"{name}({describe(arguments)}); replaced: {replaced}, bare: {is_bare}"
     log(line)
     before = {argument: snapshot(value) for argument, value in arguments.items()}
+    changed: frozenset[str]
     old = {argument: copy[1] if copy else None for argument, copy in before.items()}
     try:
         passed = {argument: bared(value) for argument, value in arguments.items()} if is_bare else arguments
         result = clothed(call.function(**passed))
+    except MemoryError:
+        assert name == "Tensor" and replaced, f"{line}: out of memory"
+        changed, outcome = frozenset(), "MemoryError"
     except DOCUMENTED as error:
         assert replaced, f"{line}: a valid call failed: {error!r}"
         words = [*arguments, "factors"] + ([*OPERATIONS, r"out_\w+"] if isinstance(error, lrs.LinAlgError) else [])
         pattern = "|".join(rf"(?:out_)?{word}" for word in words)
         assert re.match(rf"(?:{pattern})\b", str(error)), f"{line}: {error!r} names no argument"
-        changed: frozenset[str] = frozenset()
-        outcome = type(error).__name__
+        changed, outcome = frozenset(), type(error).__name__
     else:
         for argument in call.outputs | call.changed:
             value = arguments[argument]
@@ -191,7 +194,7 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
                 is_written = argument != "weight" or arguments.get("in_place", True)
                 assert not is_written, f"{line}: read-only {argument} was accepted"
         for argument in replaced:
-            if isinstance(arguments[argument], (torch.Tensor, np.ndarray)) and argument != "out_perm":
+            if isinstance(arguments[argument], (torch.Tensor, np.ndarray)) and argument not in ("out_perm", "array"):
                 assert old[argument] is not None, f"{line}: {argument} of a wrong dtype was accepted"
         try:
             call.check(old, arguments, result)
