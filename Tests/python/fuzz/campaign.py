@@ -114,9 +114,7 @@ class Bare:
 
 
 def bared(value: Any) -> Any:
-    if not isinstance(value, (torch.Tensor, np.ndarray)):
-        return value
-    return Bare(value.resolve_neg() if isinstance(value, torch.Tensor) else value)
+    return Bare(value) if isinstance(value, (torch.Tensor, np.ndarray)) else value
 
 
 def clothed(result: Any) -> Any:
@@ -129,7 +127,7 @@ def clothed(result: Any) -> Any:
     return result
 
 
-def replace_some(draw: Draw, arguments: dict[str, Any], is_native: bool) -> list[str]:
+def replace_some(draw: Draw, arguments: dict[str, Any], is_raw: bool) -> list[str]:
     """Put something else in the place of some arguments, and return their names."""
     count = choose(draw, (0, 0, 0, 1, 1, 1, 2, 3)) if arguments else 0
     names = [choose(draw, [*arguments]) for _ in range(count)]
@@ -140,7 +138,7 @@ def replace_some(draw: Draw, arguments: dict[str, Any], is_native: bool) -> list
         else:
             value = replacement(draw, name, arguments[name])
             # Torch exports a negated view without its sign; the public functions see to that.
-            if is_native and isinstance(value, torch.Tensor) and value.is_neg():
+            if is_raw and isinstance(value, torch.Tensor) and value.is_neg():
                 value = value.resolve_neg()
             arguments[name] = value
     return names
@@ -168,8 +166,8 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
     """
     call = CALLS[name](draw)
     arguments = call.arguments
-    replaced = replace_some(draw, arguments, name.startswith("_native."))
     is_bare = choose(draw, (False,) * 5 + (True,))
+    replaced = replace_some(draw, arguments, is_bare or name.startswith("_native."))
     line = f"{name}({describe(arguments)}); replaced: {replaced}, bare: {is_bare}"
     log(line)
     before = {argument: snapshot(value) for argument, value in arguments.items()}

@@ -34,8 +34,8 @@ def run_campaigns(examples: int, seeds: list[int], folder: Path) -> int:
             )
         started.append((seed, process, log))
     calls = 0
-    for seed, process, log in started:
-        output, _ = process.communicate()
+    outputs = [process.communicate()[0] for _, process, _ in started]
+    for (seed, process, log), output in zip(started, outputs, strict=True):
         print(output)
         last = "\n".join(log.read_text().splitlines()[-40:])
         assert process.returncode in (0, 1), (
