@@ -17,7 +17,7 @@ let kernelFlags: [String] = ["-Ounchecked", "-whole-module-optimization", "-num-
 #if arch(x86_64)
 let wideKernels: [Target] = [
     .target(
-        name: "SIMDKernelsAVX2",
+        name: "SIMDKernelsAVX2", dependencies: ["CPUFeatures"],
         swiftSettings: [.define("LOWRANK_AVX2"), .unsafeFlags(kernelFlags + ["-Xcc", "-mavx2", "-Xcc", "-mfma", "-Xcc", "-mf16c"])])
 ]
 let baselineDefines: [SwiftSetting] = [.define("LOWRANK_BASELINE")]
@@ -38,7 +38,7 @@ var targets: [Target] = [
     .systemLibrary(
         name: "CLAPACK", path: "CBridge/CLAPACK", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
 
-    .target(name: "SIMDKernels", swiftSettings: baselineDefines + [.unsafeFlags(kernelFlags)]),
+    .target(name: "SIMDKernels", dependencies: ["CPUFeatures"], swiftSettings: baselineDefines + [.unsafeFlags(kernelFlags)]),
     .target(name: "LowRankCore"),
     .target(
         name: "LowRankBackends",

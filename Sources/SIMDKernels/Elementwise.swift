@@ -60,7 +60,9 @@ func copyScaled<C: ComputeScalar>(
 
 /// Largest magnitude, or NaN where an element is a NaN or infinite. 0 for an empty matrix.
 @inline(__always)
-func maxMagnitude<S: StorageScalar>(_: S.Type, rows: Int, columns: Int, source: UnsafeRawPointer, row: Int, column: Int) -> Double {
+func maxMagnitude<S: StorageScalar>(
+    _: S.Type, rows: Int, columns: Int, source: UnsafeRawPointer, row: Int, column: Int
+) -> Double {
     var largest = 0.0
     var finite = 0.0
     for i in 0..<rows {
@@ -76,7 +78,9 @@ func maxMagnitude<S: StorageScalar>(_: S.Type, rows: Int, columns: Int, source: 
 
 /// Position `row * columns + column` of the first NaN or infinity in row order, or -1.
 @inline(__always)
-func firstNonFinite<S: StorageScalar>(_: S.Type, rows: Int, columns: Int, source: UnsafeRawPointer, row: Int, column: Int) -> Int {
+func firstNonFinite<S: StorageScalar>(
+    _: S.Type, rows: Int, columns: Int, source: UnsafeRawPointer, row: Int, column: Int
+) -> Int {
     for i in 0..<rows {
         let line = source.assumingMemoryBound(to: S.self) + i &* row
         // Zero times a NaN or an infinity is NaN. A sum of bits instead of a branch per element lets the loop vectorise.

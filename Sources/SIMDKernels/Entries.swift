@@ -11,36 +11,48 @@ public func multiplyWorkspace(rows: Int, columns: Int) -> Int {
         multiplyWorkspaceBytes(DoubleVector.self, rows: rows, columns: columns))
 }
 
-/// `C = alpha * A B + beta * C`, computed in float32. A [rows, depth], B [depth, columns].
+/// float32 elements of a vector register.
+@inline(never)
+public func floatLanes() -> Int { FloatVector.lanes }
+
+/// `C = alpha * A B + beta * C`, computed in float32. A [rows, depth], B [depth, columns]; tiles of 4 or 6 lines.
 @inline(never)
 public func multiplyFloat32(
-    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
     _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
     _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
     _ workspace: UnsafeMutableRawPointer
 ) {
-    multiplyBlock(
-        FloatVector.self, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
-        a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
-        beta: Float(beta), c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
-        computeType: StorageCode.float32)
+    @inline(__always)
+    func multiply(lines: Int) {
+        multiplyBlock(
+            FloatVector.self, lines: lines, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
+            a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
+            beta: Float(beta), c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+            computeType: StorageCode.float32)
+    }
+    if tileLines == 6 { multiply(lines: 6) } else { multiply(lines: 4) }
 }
 
 /// `C = alpha * A B + beta * C`, computed in float64.
 @inline(never)
 public func multiplyFloat64(
-    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
     _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
     _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
     _ workspace: UnsafeMutableRawPointer
 ) {
-    multiplyBlock(
-        DoubleVector.self, rows: rows, columns: columns, depth: depth, alpha: alpha,
-        a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
-        beta: beta, c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
-        computeType: StorageCode.float64)
+    @inline(__always)
+    func multiply(lines: Int) {
+        multiplyBlock(
+            DoubleVector.self, lines: lines, rows: rows, columns: columns, depth: depth, alpha: alpha,
+            a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
+            beta: beta, c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+            computeType: StorageCode.float64)
+    }
+    if tileLines == 6 { multiply(lines: 6) } else { multiply(lines: 4) }
 }
 
 /// `target[i, j] = source[i, j] * rowFactors[i] * columnFactors[j] + beta * target[i, j]` in float32; NULL factors are 1.
@@ -75,8 +87,10 @@ public func maxMagnitude(
     _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ type: Int32, _ row: Int, _ column: Int
 ) -> Double {
     switch type {
-    case StorageCode.float32: maxMagnitude(Float.self, rows: rows, columns: columns, source: source, row: row, column: column)
-    case StorageCode.float64: maxMagnitude(Double.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.float32:
+        maxMagnitude(Float.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.float64:
+        maxMagnitude(Double.self, rows: rows, columns: columns, source: source, row: row, column: column)
     case StorageCode.bfloat16:
         maxMagnitude(BFloat16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
     default: maxMagnitude(Float16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
@@ -89,8 +103,10 @@ public func firstNonFinite(
     _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ type: Int32, _ row: Int, _ column: Int
 ) -> Int {
     switch type {
-    case StorageCode.float32: firstNonFinite(Float.self, rows: rows, columns: columns, source: source, row: row, column: column)
-    case StorageCode.float64: firstNonFinite(Double.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.float32:
+        firstNonFinite(Float.self, rows: rows, columns: columns, source: source, row: row, column: column)
+    case StorageCode.float64:
+        firstNonFinite(Double.self, rows: rows, columns: columns, source: source, row: row, column: column)
     case StorageCode.bfloat16:
         firstNonFinite(BFloat16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)
     default: firstNonFinite(Float16Bits.self, rows: rows, columns: columns, source: source, row: row, column: column)

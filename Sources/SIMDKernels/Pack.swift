@@ -1,50 +1,65 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CPUFeatures
 
-/// Copies one operand into strips of `width` lines: strip by strip, and in a strip step by step along the depth, so that
-/// the micro tile reads it in one sweep. Widens to the compute type; fills the last strip up with zeros.
-///
-/// `lineStride` leads from one line to the next, `depthStride` along the depth, in elements.
-@inline(__always)
-func packStrips<S: StorageScalar, C: ComputeScalar>(
-    _ source: UnsafePointer<S>, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
-    width: Int, into destination: UnsafeMutablePointer<C>
-) {
-    var strip = destination
-    var first = 0
-    while first < lines {
-        let origin = source + first &* lineStride
-        let count = min(width, lines &- first)
-        if lineStride == 1 && count == width {
-            for k in 0..<depth {
-                let from = origin + k &* depthStride
-                let to = strip + k &* width
-                for j in 0..<width { to[j] = from[j].loaded() }
-            }
-        } else {
-            for j in 0..<count {
-                let from = origin + j &* lineStride
-                for k in 0..<depth { strip[k &* width &+ j] = from[k &* depthStride].loaded() }
-            }
-            for j in count..<width {
-                for k in 0..<depth { strip[k &* width &+ j] = .zero }
-            }
-        }
-        strip += width &* depth
-        first &+= width
-    }
+// Copies of an operand's block in the order and type that the micro tile reads it in. `lineStride` leads from one line
+// to the next, `depthStride` along the depth, in elements.
+
+/// Lines of a strip, as a type so that loops over them are unrolled.
+protocol StripWidth {
+    static var width: Int { get }
 }
 
-/// `packStrips` for an operand whose storage type is known at run time only.
+enum FourLines: StripWidth {
+    @inline(__always) static var width: Int { 4 }
+}
+
+enum SixLines: StripWidth {
+    @inline(__always) static var width: Int { 6 }
+}
+
+extension FloatVector: StripWidth {
+    @inline(__always) static var width: Int { tileColumns(self) }
+}
+
+extension DoubleVector: StripWidth {
+    @inline(__always) static var width: Int { tileColumns(self) }
+}
+
+/// Strips of some lines: for each step of the depth the strip's elements side by side. Zeros fill the last strip up.
 @inline(__always)
-func packStrips<C: ComputeScalar>(
-    _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
-    width: Int, into destination: UnsafeMutablePointer<C>
+func packStrips<W: StripWidth, C: ComputeScalar>(
+    _: W.Type, _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
+    into destination: UnsafeMutablePointer<C>
 ) {
     @inline(__always)
-    func pack<S: StorageScalar>(_ type: S.Type) {
-        packStrips(
-            source.assumingMemoryBound(to: S.self), lines: lines, depth: depth, lineStride: lineStride,
-            depthStride: depthStride, width: width, into: destination)
+    func pack<S: StorageScalar>(_: S.Type) {
+        let source = source.assumingMemoryBound(to: S.self)
+        let full = lineStride == 1 ? lines / W.width &* W.width : 0
+        copyFullStrips(W.self, source, lines: full, depth: depth, depthStride: depthStride, into: destination)
+        var first = full
+        while first < lines {
+            let origin = source + first &* lineStride
+            let strip = destination + first &* depth
+            let count = min(W.width, lines &- first)
+            var j = 0
+            if depthStride == 1 {
+                while j &+ 4 <= count {
+                    transposeLines(
+                        origin + j &* lineStride, lineStride: lineStride, depth: depth, width: W.width, into: strip + j)
+                    j &+= 4
+                }
+            }
+            while j < count {
+                let from = origin + j &* lineStride
+                for k in 0..<depth { strip[k &* W.width &+ j] = from[k &* depthStride].loaded() }
+                j &+= 1
+            }
+            while j < W.width {
+                for k in 0..<depth { strip[k &* W.width &+ j] = .zero }
+                j &+= 1
+            }
+            first &+= W.width
+        }
     }
     switch type {
     case StorageCode.float32: pack(Float.self)
@@ -52,4 +67,88 @@ func packStrips<C: ComputeScalar>(
     case StorageCode.bfloat16: pack(BFloat16Bits.self)
     default: pack(Float16Bits.self)
     }
+}
+
+/// Whole strips of lines that lie side by side. Some steps for all strips come before the next ones, so that the source
+/// is read in long runs; the steps after them are asked for in time, which the processor does not foresee.
+@inline(__always)
+private func copyFullStrips<W: StripWidth, S: StorageScalar, C: ComputeScalar>(
+    _: W.Type, _ source: UnsafePointer<S>, lines: Int, depth: Int, depthStride: Int,
+    into destination: UnsafeMutablePointer<C>
+) {
+    let ahead = 8
+    var start = 0
+    while start < depth {
+        let end = min(start &+ ahead, depth)
+        var first = 0
+        while first < lines {
+            for k in start..<end {
+                let from = source + (k &* depthStride &+ first)
+                let to = destination + (first &* depth &+ k &* W.width)
+                prefetch_line(from + ahead &* depthStride)
+                // By four: element by element each store would have to come before the next load.
+                for j in 0..<(W.width / 4) { C.write(four(from + 4 &* j), to: to + 4 &* j) }
+                for j in (W.width / 4 &* 4)..<W.width { to[j] = from[j].loaded() }
+            }
+            first &+= W.width
+        }
+        start = end
+    }
+}
+
+/// Four lines that are contiguous along the depth, side by side: squares of 4 x 4 elements turned over in registers.
+@inline(__always)
+private func transposeLines<S: StorageScalar, C: ComputeScalar>(
+    _ source: UnsafePointer<S>, lineStride: Int, depth: Int, width: Int, into destination: UnsafeMutablePointer<C>
+) {
+    let l0 = source
+    let l1 = source + lineStride
+    let l2 = source + 2 &* lineStride
+    let l3 = source + 3 &* lineStride
+    var k = 0
+    while k &+ 4 <= depth {
+        C.writeTransposed(
+            four(l0 + k), four(l1 + k), four(l2 + k), four(l3 + k), to: destination + k &* width, line: width)
+        k &+= 4
+    }
+    while k < depth {
+        let to = destination + k &* width
+        to[0] = l0[k].loaded()
+        to[1] = l1[k].loaded()
+        to[2] = l2[k].loaded()
+        to[3] = l3[k].loaded()
+        k &+= 1
+    }
+}
+
+@inline(__always)
+private func four<S: StorageScalar, C: ComputeScalar>(_ source: UnsafePointer<S>) -> (C, C, C, C) {
+    (source[0].loaded(), source[1].loaded(), source[2].loaded(), source[3].loaded())
+}
+
+@inline(__always)
+func writeFour<T: SIMDScalar>(_ four: (T, T, T, T), to target: UnsafeMutablePointer<T>) {
+    UnsafeMutableRawPointer(target).storeBytes(of: SIMD4(four.0, four.1, four.2, four.3), as: SIMD4<T>.self)
+}
+
+/// The columns of a square of 4 x 4 elements given by its lines.
+@inline(__always)
+func writeTransposedSquare<T: SIMDScalar>(
+    _ l0: (T, T, T, T), _ l1: (T, T, T, T), _ l2: (T, T, T, T), _ l3: (T, T, T, T),
+    to target: UnsafeMutablePointer<T>, line: Int
+) {
+    let a = SIMD4(l0.0, l0.1, l0.2, l0.3)
+    let b = SIMD4(l1.0, l1.1, l1.2, l1.3)
+    let c = SIMD4(l2.0, l2.1, l2.2, l2.3)
+    let d = SIMD4(l3.0, l3.1, l3.2, l3.3)
+    let ab01 = SIMD4(a[0], b[0], a[1], b[1])
+    let ab23 = SIMD4(a[2], b[2], a[3], b[3])
+    let cd01 = SIMD4(c[0], d[0], c[1], d[1])
+    let cd23 = SIMD4(c[2], d[2], c[3], d[3])
+    let rows = UnsafeMutableRawPointer(target)
+    let stride = line &* MemoryLayout<T>.stride
+    rows.storeBytes(of: SIMD4(lowHalf: ab01.lowHalf, highHalf: cd01.lowHalf), as: SIMD4<T>.self)
+    (rows + stride).storeBytes(of: SIMD4(lowHalf: ab01.highHalf, highHalf: cd01.highHalf), as: SIMD4<T>.self)
+    (rows + 2 &* stride).storeBytes(of: SIMD4(lowHalf: ab23.lowHalf, highHalf: cd23.lowHalf), as: SIMD4<T>.self)
+    (rows + 3 &* stride).storeBytes(of: SIMD4(lowHalf: ab23.highHalf, highHalf: cd23.highHalf), as: SIMD4<T>.self)
 }

@@ -12,6 +12,11 @@ protocol StorageScalar: BitwiseCopyable {
 /// The types kernels compute in. The protocol stands alone: refining the standard library's would make every instruction
 /// set emit its own weak copies of their witness accessors, among which the linker picks one for the whole program.
 protocol ComputeScalar: StorageScalar {
+    typealias Four = (Self, Self, Self, Self)
+    static func write(_ four: Four, to target: UnsafeMutablePointer<Self>)
+    /// The columns of the square with these lines.
+    static func writeTransposed(
+        _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Self>, line: Int)
     static var zero: Self { get }
     static var one: Self { get }
     static func + (a: Self, b: Self) -> Self
@@ -24,6 +29,15 @@ protocol ComputeScalar: StorageScalar {
 }
 
 extension Float: ComputeScalar {
+    @inline(__always) static func write(_ four: Four, to target: UnsafeMutablePointer<Float>) {
+        writeFour(four, to: target)
+    }
+    @inline(__always)
+    static func writeTransposed(
+        _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Float>, line: Int
+    ) {
+        writeTransposedSquare(l0, l1, l2, l3, to: target, line: line)
+    }
     @inline(__always) static var one: Float { 1 }
     @inline(__always) init(widening value: Float) { self = value }
     @inline(__always) init(narrowing value: Double) { self = Float(value) }
@@ -32,6 +46,15 @@ extension Float: ComputeScalar {
 }
 
 extension Double: ComputeScalar {
+    @inline(__always) static func write(_ four: Four, to target: UnsafeMutablePointer<Double>) {
+        writeFour(four, to: target)
+    }
+    @inline(__always)
+    static func writeTransposed(
+        _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Double>, line: Int
+    ) {
+        writeTransposedSquare(l0, l1, l2, l3, to: target, line: line)
+    }
     @inline(__always) static var one: Double { 1 }
     @inline(__always) init(widening value: Float) { self = Double(value) }
     @inline(__always) init(narrowing value: Double) { self = value }

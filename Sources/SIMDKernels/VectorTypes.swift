@@ -10,7 +10,7 @@
 #endif
 
 /// A register of `lanes` elements; what the micro tile asks of it.
-protocol ComputeVector: BitwiseCopyable {
+protocol ComputeVector: BitwiseCopyable, StripWidth {
     associatedtype Element: ComputeScalar
     static var lanes: Int { get }
     static var zero: Self { get }
@@ -29,16 +29,24 @@ extension FloatVector: ComputeVector {
     typealias Element = Float
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
-    @inline(__always) static func read(_ address: UnsafeRawPointer) -> FloatVector { address.loadUnaligned(as: FloatVector.self) }
-    @inline(__always) func write(_ address: UnsafeMutableRawPointer) { address.storeBytes(of: self, as: FloatVector.self) }
+    @inline(__always) static func read(_ address: UnsafeRawPointer) -> FloatVector {
+        address.loadUnaligned(as: FloatVector.self)
+    }
+    @inline(__always) func write(_ address: UnsafeMutableRawPointer) {
+        address.storeBytes(of: self, as: FloatVector.self)
+    }
 }
 
 extension DoubleVector: ComputeVector {
     typealias Element = Double
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
-    @inline(__always) static func read(_ address: UnsafeRawPointer) -> DoubleVector { address.loadUnaligned(as: DoubleVector.self) }
-    @inline(__always) func write(_ address: UnsafeMutableRawPointer) { address.storeBytes(of: self, as: DoubleVector.self) }
+    @inline(__always) static func read(_ address: UnsafeRawPointer) -> DoubleVector {
+        address.loadUnaligned(as: DoubleVector.self)
+    }
+    @inline(__always) func write(_ address: UnsafeMutableRawPointer) {
+        address.storeBytes(of: self, as: DoubleVector.self)
+    }
 }
 
 /// Without FMA `addingProduct` would be a library call per lane.

@@ -16,8 +16,8 @@ import Testing
             "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "CLAPACK", "CPUFeatures", "Glibc", "Synchronization",
         ],
         "LowRankCore": [],
-        "SIMDKernels": [],
-        "SIMDKernelsAVX2": [],
+        "SIMDKernels": ["CPUFeatures"],
+        "SIMDKernelsAVX2": ["CPUFeatures"],
     ]
 
     /// The module of an import line, whatever stands before the keyword.

@@ -9,7 +9,8 @@ import Testing
 extension KernelTable {
     /// `c = alpha * a b + beta * c`, with a workspace of the size asked for and a guard behind it.
     func multiply(
-        _ alpha: Double, _ a: TestMatrix, _ b: TestMatrix, beta: Double, into c: TestMatrix, label: String,
+        _ alpha: Double, _ a: TestMatrix, _ b: TestMatrix, beta: Double, into c: TestMatrix, tileLines: Int = 6,
+        label: String,
         sourceLocation: SourceLocation = #_sourceLocation
     ) {
         let (a, b, c) = (a.view, b.view, c.view)
@@ -21,7 +22,7 @@ extension KernelTable {
         workspace.initializeMemory(as: UInt8.self, repeating: 0xff, count: needed + guardBytes)
         let kernel = [a, b, c].contains { $0.type == .float64 } ? multiplyFloat64 : multiplyFloat32
         kernel(
-            c.rows, c.columns, a.columns, alpha, a.address, a.type.rawValue, a.rowStride, a.columnStride,
+            tileLines, c.rows, c.columns, a.columns, alpha, a.address, a.type.rawValue, a.rowStride, a.columnStride,
             b.address, b.type.rawValue, b.rowStride, b.columnStride,
             beta, c.address, c.type.rawValue, c.rowStride, c.columnStride, workspace)
         let isIntact = (needed..<(needed + guardBytes)).allSatisfy {

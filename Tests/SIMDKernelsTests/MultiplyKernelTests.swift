@@ -6,8 +6,8 @@ import Testing
 
 /// Products of small whole numbers are exact in float32, in any order and fused or not, so results must be equal.
 @Suite struct MultiplyKernelTests {
-    /// Sizes around the tile of 6 rows and of 4 to 16 columns, and 8 N + 2 for vectors of 4 and 8 lanes.
-    private static let sizes = [0, 1, 2, 3, 5, 6, 7, 15, 16, 17, 34, 66]
+    /// Sizes around tiles of 4 and 6 lines, and of 4 to 16 columns.
+    private static let sizes = [0, 1, 2, 3, 4, 5, 6, 7, 11, 15, 16, 17, 34, 66]
 
     private func check(
         _ table: KernelTable, rows: Int, columns: Int, depth: Int, alpha: Double = 1, beta: Double = 0,
@@ -19,16 +19,19 @@ import Testing
         let b = TestMatrix(.integers(depth, columns, seed: seed + 1), types.b, layouts.b)
         let old = RealMatrix.integers(rows, columns, seed: seed + 2, magnitude: 9)
         // Where beta is 0 the old C must not be read: it is all NaN.
-        let c =
-            beta == 0 ? TestMatrix(undefined: rows, columns, types.c, layouts.c) : TestMatrix(old, types.c, layouts.c)
-        let label = """
-            \(table.name) \(rows)x\(columns)x\(depth) alpha \(alpha) beta \(beta) types \(types) layouts \(layouts) \
-            seed \(seed)
-            """
-        table.multiply(alpha, a, b, beta: beta, into: c, label: label)
         let product = alpha * (a.values * b.values)
-        expectEqual(c.values, (beta == 0 ? product : product + beta * old).rounded(to: types.c), label)
-        expectIntactGuard(a, b, c, label: label)
+        for tileLines in [4, 6] {
+            let c =
+                beta == 0
+                ? TestMatrix(undefined: rows, columns, types.c, layouts.c) : TestMatrix(old, types.c, layouts.c)
+            let label = """
+                \(table.name) \(rows)x\(columns)x\(depth) tile \(tileLines) alpha \(alpha) beta \(beta) types \(types) \
+                layouts \(layouts) seed \(seed)
+                """
+            table.multiply(alpha, a, b, beta: beta, into: c, tileLines: tileLines, label: label)
+            expectEqual(c.values, (beta == 0 ? product : product + beta * old).rounded(to: types.c), label)
+            expectIntactGuard(a, b, c, label: label)
+        }
     }
 
     @Test(arguments: KernelTable.available, [ScalarType.float32, .float64])
@@ -100,7 +103,7 @@ import Testing
 
     @Test(arguments: KernelTable.available)
     func largestBlock(table: KernelTable) {
-        for (rows, columns) in [(119, 255), (120, 256), (121, 257)] {
+        for (rows, columns) in [(239, 239), (240, 240), (64, 240), (241, 241)] {
             check(table, rows: rows, columns: columns, depth: 257, beta: 1)
         }
     }

@@ -9,7 +9,7 @@ import SIMDKernels
 /// The kernels of one instruction set. Sizes and strides are in elements, types are ``ScalarType`` raw values.
 package struct KernelTable: Sendable {
     package typealias Multiply = @Sendable (
-        _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+        _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
         _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
         _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
         _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
@@ -30,6 +30,8 @@ package struct KernelTable: Sendable {
 
     /// The name by which LOWRANK_ISA asks for it.
     package let name: String
+    /// float32 elements of a vector register.
+    package let floatLanes: Int
     package var multiplyFloat32: Multiply
     package var multiplyFloat64: Multiply
     package var multiplyWorkspace: @Sendable (_ rows: Int, _ columns: Int) -> Int
@@ -43,7 +45,7 @@ package struct KernelTable: Sendable {
 extension KernelTable {
     /// Element by element in float64: what the others are tested against.
     package static let reference = KernelTable(
-        name: "reference",
+        name: "reference", floatLanes: 2,
         multiplyFloat32: SIMDKernels.multiplyReference, multiplyFloat64: SIMDKernels.multiplyReference,
         multiplyWorkspace: { _, _ in 0 },
         copyScaledFloat32: SIMDKernels.copyScaledReferenceFloat32,
@@ -53,7 +55,7 @@ extension KernelTable {
 
     /// What every CPU of the architecture runs.
     package static let baseline = KernelTable(
-        name: "baseline",
+        name: "baseline", floatLanes: SIMDKernels.floatLanes(),
         multiplyFloat32: SIMDKernels.multiplyFloat32, multiplyFloat64: SIMDKernels.multiplyFloat64,
         multiplyWorkspace: SIMDKernels.multiplyWorkspace,
         copyScaledFloat32: SIMDKernels.copyScaledFloat32, copyScaledFloat64: SIMDKernels.copyScaledFloat64,
@@ -62,7 +64,7 @@ extension KernelTable {
 
     #if arch(x86_64)
         private static let avx2 = KernelTable(
-            name: "avx2",
+            name: "avx2", floatLanes: SIMDKernelsAVX2.floatLanes(),
             multiplyFloat32: SIMDKernelsAVX2.multiplyFloat32, multiplyFloat64: SIMDKernelsAVX2.multiplyFloat64,
             multiplyWorkspace: SIMDKernelsAVX2.multiplyWorkspace,
             copyScaledFloat32: SIMDKernelsAVX2.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX2.copyScaledFloat64,

@@ -25,7 +25,7 @@ private func store(_ value: Double, _ address: UnsafeMutableRawPointer, _ type: 
 
 @inline(never)
 public func multiplyReference(
-    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
     _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
     _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
