@@ -104,12 +104,12 @@ static PyObject *adapter_forward(PyObject *module, PyObject *const *args, Py_ssi
     return NULL;
   }
   const DLTensor *x = native_borrow(&call, args[0], "x", NATIVE_READ);
-  const DLTensor *down = native_borrow(&call, args[1], "down", NATIVE_READ);
+  const DLTensor *down = native_borrow(&call, args[1], "down", READ_OR_NONE);
   const DLTensor *core = native_borrow(&call, args[2], "core", READ_OR_NONE);
   const DLTensor *up = native_borrow(&call, args[3], "up", NATIVE_READ);
   double scale = native_double(&call, args[4], "scale");
   DLTensor *out = native_borrow(&call, args[5], "out", NATIVE_WRITE);
-  DLTensor *out_h = native_borrow(&call, args[6], "out_h", NATIVE_WRITE);
+  DLTensor *out_h = native_borrow(&call, args[6], "out_h", WRITE_OR_NONE);
   NATIVE_RUN(&call, lr_adapter_forward(x, down, core, up, scale, out, out_h));
   return finish_with_none(&call);
 }
@@ -122,7 +122,7 @@ static PyObject *adapter_backward(PyObject *module, PyObject *const *args, Py_ss
   const DLTensor *grad = native_borrow(&call, args[0], "grad", NATIVE_READ);
   const DLTensor *x = native_borrow(&call, args[1], "x", READ_OR_NONE);
   const DLTensor *h = native_borrow(&call, args[2], "h", READ_OR_NONE);
-  const DLTensor *down = native_borrow(&call, args[3], "down", NATIVE_READ);
+  const DLTensor *down = native_borrow(&call, args[3], "down", READ_OR_NONE);
   const DLTensor *core = native_borrow(&call, args[4], "core", READ_OR_NONE);
   const DLTensor *up = native_borrow(&call, args[5], "up", NATIVE_READ);
   double scale = native_double(&call, args[6], "scale");

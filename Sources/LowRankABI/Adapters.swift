@@ -49,8 +49,16 @@ public func lr_adapter_forward(
 ) -> lr_status_t {
     call { () throws(LowRankError) in
         let x = try Tensor(x, "x")
-        let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
+        let (down, core, up) = (try Tensor.optional(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
         let out = try Tensor(out, "out")
+        guard let down else {
+            if out_h != nil {
+                throw .invalidArgument(argument: "out_h", expected: "none for an adapter without down", got: "a tensor")
+            }
+            try requireSeparate(outputs: [out], inputs: [x, core, up])
+            let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
+            return try upProjection.addForward(x.view, to: out.view, on: CPUBackend.shared)
+        }
         let h = try Tensor(out_h, "out_h")
         try requireSeparate(outputs: [out, h], inputs: [x, down, core, up])
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
@@ -70,15 +78,19 @@ public func lr_adapter_backward(
         let grad = try Tensor(grad, "grad")
         let x = try Tensor.optional(x, "x")
         let h = try Tensor.optional(h, "h")
-        let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
+        let (down, core, up) = (try Tensor.optional(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
         let dx = try Tensor.optional(out_x, "out_x")
         let dDown = try Tensor.optional(out_down, "out_down")
         let dCore = try Tensor.core(out_core, "out_core")
         let dUp = try Tensor.optional(out_up, "out_up")
         try requireSeparate(outputs: [dx, dDown, dCore, dUp], inputs: [grad, x, h, down, core, up])
-        let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
         let gradients = Gradients(
             x: dx?.view, down: dDown?.view, core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
+        guard let down else {
+            let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
+            return try upProjection.backward(grad.view, h: h?.view, into: gradients, on: CPUBackend.shared)
+        }
+        let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
         try factors.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: CPUBackend.shared)
     }
 }

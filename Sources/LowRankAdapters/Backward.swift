@@ -47,54 +47,24 @@ extension Factors {
         _ g: MatrixView, x: MatrixView?, h: MatrixView?, into gradients: Gradients, on backend: some Backend
     ) throws(LowRankError) {
         try requireShapes(g, x: x, h: h, gradients)
-        if let dUp = gradients.up, let h {
-            let between = try core.transposeApplied(toRightOf: h, on: backend)
-            let trained = gradients.frozenColumns..<rank
-            backend.clear(dUp[columns: 0..<gradients.frozenColumns])
-            try backend.multiply(
-                alpha: scale, g.transposed, between[columns: trained], beta: 0, into: dUp[columns: trained])
-        }
-        if gradients.core == nil && gradients.down == nil && gradients.x == nil { return }
-        let p = try backend.product(g, up)
-        if let dCore = gradients.core, let h { try writeCoreGradient(p.view, h: h, to: dCore, on: backend) }
-        if gradients.down == nil && gradients.x == nil { return }
-        let q = try core.applied(toRightOf: p.view, on: backend)
+        guard let q = try upProjection.writeGradients(g, h: h, into: gradients, on: backend) else { return }
         if let dDown = gradients.down, let x {
             try backend.multiply(alpha: scale, q.transposed, x, beta: 0, into: dDown)
         }
         if let dx = gradients.x { try backend.multiply(alpha: scale, q, down, beta: 1, into: dx) }
     }
 
-    private func writeCoreGradient(
-        _ p: MatrixView, h: MatrixView, to target: MatrixView, on backend: some Backend
-    ) throws(LowRankError) {
-        switch core {
-        case .identity: break
-        case .diagonal: backend.setValues(backend.columnDots(p, h).map { $0 * scale }, of: target)
-        case .square: try backend.multiply(alpha: scale, p.transposed, h, beta: 0, into: target)
-        }
-    }
-
     private func requireShapes(
         _ g: MatrixView, x: MatrixView?, h: MatrixView?, _ gradients: Gradients
     ) throws(LowRankError) {
-        try requireShape(g, g.rows, up.rows, "grad")
-        if let h { try requireShape(h, g.rows, rank, "h") }
+        try upProjection.requireShapes(g, h: h, gradients)
         if let x { try requireShape(x, g.rows, down.columns, "x") }
         if let dx = gradients.x { try requireShape(dx, g.rows, down.columns, "out_x") }
-        if let dDown = gradients.down {
-            try requireShape(dDown, rank, down.columns, "out_down")
-            if x == nil {
-                throw .invalidArgument(argument: "x", expected: "the activations, which the gradient of down needs", got: "none")
-            }
+        guard let dDown = gradients.down else { return }
+        try requireShape(dDown, rank, down.columns, "out_down")
+        if x == nil {
+            throw .invalidArgument(argument: "x", expected: "the activations, which the gradient of down needs", got: "none")
         }
-        if let dUp = gradients.up { try requireShape(dUp, up.rows, rank, "out_up") }
-        if let dCore = gradients.core { try core.requireGradient(dCore) }
-        if h == nil && (gradients.up != nil || gradients.core != nil) {
-            throw .invalidArgument(
-                argument: "h", expected: "what the forward kept, which the gradients of up and core need", got: "none")
-        }
-        try requireFrozenColumns(gradients.frozenColumns, rank: rank)
     }
 }
 

@@ -46,6 +46,9 @@ public struct Factors {
 
     /// r.
     public var rank: Int { up.columns }
+
+    /// The part that acts on h.
+    var upProjection: UpProjection { UpProjection(unchecked: up, core: core, scale: scale) }
 }
 
 extension Core {

@@ -23,7 +23,6 @@ extension Factors {
         try requireShape(y, x.rows, up.rows, "out")
         try requireShape(h, x.rows, rank, "out_h")
         try backend.multiply(alpha: 1, x, down.transposed, beta: 0, into: h)
-        let between = try core.transposeApplied(toRightOf: h, on: backend)
-        try backend.multiply(alpha: scale, between, up.transposed, beta: 1, into: y)
+        try upProjection.addForward(h, to: y, on: backend)
     }
 }

@@ -57,6 +57,36 @@ import Testing
         }
     }
 
+    /// Without down x is h, and out_x its gradient.
+    @Test func forwardAndBackwardFromH() {
+        for (core, c) in cores {
+            let (up, h, out) = (tensor(m, r, seed: 4), tensor(tokens, r, seed: 5), tensor(tokens, m, seed: 6))
+            let old = out.values
+            var status = lr_adapter_forward(h.pointer, nil, core?.pointer, up.pointer, 0.5, out.pointer, nil)
+            #expect(status == .ok, "\(lastMessage)")
+            expectEqual(out.values, old + 0.5 * (h.values * c.transposed * up.values.transposed), "out")
+
+            let (grad, dh) = (tensor(tokens, m, seed: 7), tensor(tokens, r, seed: 8))
+            let dUp = TestTensor(undefined: m, r)
+            let dCore = core.map { TestTensor(undefined: $0.matrix.view.rows, r, dimensions: $0.dimensions) }
+            let oldH = dh.values
+            status = lr_adapter_backward(
+                grad.pointer, nil, h.pointer, nil, core?.pointer, up.pointer, 0.5, 1, dh.pointer, nil, dCore?.pointer,
+                dUp.pointer)
+            #expect(status == .ok, "\(lastMessage)")
+            let p = grad.values * up.values
+            expectEqual(dh.values, oldH + 0.5 * (p * c), "dh")
+            let dB = 0.5 * (grad.values.transposed * (h.values * c.transposed))
+            expectEqual(dUp.values, RealMatrix(m, r) { $1 == 0 ? 0 : dB[$0, $1] }, "dB with a frozen column")
+            let dC = 0.5 * (p.transposed * h.values)
+            if let dCore { #expect(dCore.values.values == (dCore.dimensions == 1 ? dC.diagonal : dC.values), "dC") }
+
+            // out as an input too.
+            let overlap = lr_adapter_forward(h.pointer, nil, nil, up.pointer, 1, h.pointer, nil)
+            #expect(overlap == LR_STATUS_OVERLAP && lastMessage.hasPrefix("out: "), "\(lastMessage)")
+        }
+    }
+
     @Test func effectiveUp() {
         for (core, c) in cores {
             let (up, start, out) = (tensor(m, r, seed: 10), tensor(m, r, seed: 11), TestTensor(undefined: m, r))

@@ -43,12 +43,14 @@ def initialize(
     out_down: Any,
     /,
 ) -> None: ...
-def adapter_forward(x: Any, down: Any, core: Any | None, up: Any, scale: float, out: Any, out_h: Any, /) -> None: ...
+def adapter_forward(
+    x: Any, down: Any | None, core: Any | None, up: Any, scale: float, out: Any, out_h: Any | None, /
+) -> None: ...
 def adapter_backward(
     grad: Any,
     x: Any | None,
     h: Any | None,
-    down: Any,
+    down: Any | None,
     core: Any | None,
     up: Any,
     scale: float,
