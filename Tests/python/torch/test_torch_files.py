@@ -31,7 +31,7 @@ from lowrank_swift.torch import (
     trainable_parameters,
     unadapt,
 )
-from lowrank_swift.torch._linear import AdaptedLinear
+from lowrank_swift.torch._layer import AdaptedLayer
 from safetensors.torch import load_file, save
 from torch import nn
 from torch_support import adapted_linear, blocks, every_base, every_method, train
@@ -143,6 +143,7 @@ def test_the_format(method, base, keys, options, tmp_path):
         "rank": 2,
         "core_dimensions": core,
         "scale": 1.0,
+        "layer": "Linear",
         "shape": [3, 4],
         "dtype": "float32",
     }
@@ -167,7 +168,7 @@ def test_several_adapters(tmp_path):
     assert_same_state(loaded, model)
     assert torch.equal(loaded(X), model(X))
     alone = load_adapter(blocks(), tmp_path / "second", name="alone")
-    assert [list(layer.adapters) for layer in alone.modules() if isinstance(layer, AdaptedLinear)] == [["alone"]] * 3
+    assert [list(layer.adapters) for layer in alone.modules() if isinstance(layer, AdaptedLayer)] == [["alone"]] * 3
     with pytest.raises(ValueError, match=r"name: expected one that is free, got 'second', which '0\.query' has"):
         load_adapter(loaded, tmp_path / "second")
     with pytest.raises(ValueError, match="name: expected the name of an adapter of the model, got 'default'"):
@@ -285,6 +286,10 @@ BAD_FILES: dict[str, tuple[Edit, str]] = {
     "other rank": (set_layer(rank=2), r"0\.query: .*: expected shape \[.*2.*\], got \[.*3.*\]"),
     "scale": (set_layer(scale=float("nan")), r"layers\.0\.query\.scale: expected a finite number, got nan"),
     "shape": (set_layer(shape=[8, 9]), r"0\.query: weight: expected the saved adapter's shape \[8, 9\], got \[8, 8\]"),
+    "layer": (
+        set_layer(layer="Conv1D"),
+        r"0\.query: weight: expected the saved adapter's layer type Conv1D, got Linear",
+    ),
     "shape items": (set_layer(shape=[8, True]), r"layers\.0\.query\.shape: expected list\[int\], got \[8, True\]"),
     "dtype": (set_layer(dtype="float16"), r"0\.query: weight: expected the saved adapter's dtype float16, got float32"),
     "trains": (set_layer(trains=["down"]), r"trains: expected \[.*got \['down'\]"),

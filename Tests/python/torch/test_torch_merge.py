@@ -22,7 +22,7 @@ from lowrank_swift.torch import (
     unadapt,
     unmerge,
 )
-from lowrank_swift.torch._linear import AdaptedLinear
+from lowrank_swift.torch._layer import AdaptedLayer
 from torch import nn
 from torch_support import (
     LIMIT,
@@ -228,14 +228,15 @@ def test_merging_is_all_or_nothing(base, keep_base):
     state = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"^1\.value: down: expected finite"):
         merge(model, keep_base=keep_base)
-    assert sum(isinstance(module, AdaptedLinear) for module in model.modules()) == 4
-    assert all(layer.merged_weight is None for layer in model.modules() if isinstance(layer, AdaptedLinear))
+    assert sum(isinstance(module, AdaptedLayer) for module in model.modules()) == 4
+    assert all(layer.merged_weight is None for layer in model.modules() if isinstance(layer, AdaptedLayer))
     assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)
 
 
-def test_unadapt_is_all_or_nothing(monkeypatch):
+@pytest.mark.parametrize("call", (unadapt, lambda model: merge(model, keep_base=False)), ids=("unadapt", "merge"))
+def test_what_an_interrupt_left_is_done_by_another_call(call, monkeypatch):
     model, _ = trained_blocks(OLoRA, "residual")
-    state = copy.deepcopy(model.state_dict())
+    expected = call(copy.deepcopy(model)).state_dict()
     original, calls = lrs.merge_, []
 
     def interrupted(weight, factors):
@@ -244,8 +245,24 @@ def test_unadapt_is_all_or_nothing(monkeypatch):
             raise KeyboardInterrupt
         return original(weight, factors)
 
-    monkeypatch.setattr(lrs, "merge_", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
+        patch.setattr(lrs, "merge_", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call(model)
+    assert sum(isinstance(module, AdaptedLayer) for module in model.modules()) == 2
+    call(model)
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(model.state_dict()[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+def test_unadapt_is_all_or_nothing(dtype):
+    """The last layer's restored weight does not fit; the first ones are not restored either."""
+    model = adapt(blocks().to(dtype), OLoRA(3), targets=["query", "value"], base="residual")
+    model[1].value.adapters["default"].start_up.fill_(torch.finfo(dtype).max)
+    model[1].value.adapters["default"].start_down.fill_(2)
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(LinAlgError, match=r"^1\.value: "):
         unadapt(model)
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(model.state_dict()[key], state[key]) for key in state)

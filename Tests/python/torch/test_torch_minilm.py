@@ -20,7 +20,7 @@ from lowrank_swift.torch import (
     trainable_parameters,
     unmerge,
 )
-from lowrank_swift.torch._linear import adapted_layers
+from lowrank_swift.torch._layer import adapted_layers
 from torch_support import LIMIT, delta, error_ratio, every_base, every_method, magnitude_of, only_factors
 
 TARGETS = ("query", "key", "value", "dense")

@@ -11,7 +11,7 @@ import torch
 from lowrank_swift import Factors
 from lowrank_swift.torch import LaMDA, LoLDU, OLoRA, PiSSA, adapt, named_adapters, trainable_parameters
 from lowrank_swift.torch._adapter import Adapter
-from lowrank_swift.torch._linear import AdaptedLinear
+from lowrank_swift.torch._layer import AdaptedLayer
 from torch import Tensor, nn
 
 METHODS = (OLoRA, LoLDU, LaMDA, PiSSA)
@@ -33,7 +33,7 @@ def error_ratio(actual: Tensor, expected: Tensor, magnitude: Tensor, size: int, 
 
 def adapted_linear(
     method: Any, base: str, *, m: int = 7, n: int = 6, rank: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> tuple[AdaptedLinear, Tensor]:
+) -> tuple[AdaptedLayer, Tensor]:
     """An adapted linear layer and a copy of its pretrained weight."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Linear(n, m, dtype=torch.float64))
@@ -43,16 +43,16 @@ def adapted_linear(
     weight = model[0].weight.detach().clone()
     adapt(model, method(rank, alpha=1.7 * rank), targets=["0"], base=base)
     layer = model[0]
-    assert isinstance(layer, AdaptedLinear)
+    assert isinstance(layer, AdaptedLayer)
     return layer, weight
 
 
-def only_adapter(layer: AdaptedLinear) -> Adapter:
+def only_adapter(layer: AdaptedLayer) -> Adapter:
     ((_, adapter),) = layer.named_adapters()
     return adapter
 
 
-def only_factors(layer: AdaptedLinear) -> Factors:
+def only_factors(layer: AdaptedLayer) -> Factors:
     """A detached copy in float64 of the factors that the layer holds."""
     ((_, live),) = named_adapters(layer)
     core = None if live.core is None else live.core.detach().double().clone()

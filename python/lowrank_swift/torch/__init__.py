@@ -1,5 +1,5 @@
 # Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
-"""Adapters in PyTorch models: frozen linear layers that compute with factors of their own pretrained weight."""
+"""Adapters in PyTorch models: frozen layers that compute with factors of their own pretrained weight."""
 
 from __future__ import annotations
 

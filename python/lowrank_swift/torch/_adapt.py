@@ -12,7 +12,7 @@ from lowrank_swift import Factors, _native
 from ._adapter import make_adapter
 from ._errors import errors_naming
 from ._install import install
-from ._linear import adapted_layers
+from ._layer import adapted_layers
 from ._progress import progress_bar
 from ._targets import check_name, check_site, check_unshared, find_sites
 from .methods import Method
@@ -29,7 +29,7 @@ def adapt(
     name: str = "default",
     progress: bool | None = None,
 ) -> nn.Module:
-    """Replace linear layers by the same layers with an adapter made from their own weight.
+    """Replace layers by the same layers with an adapter made from their own weight.
 
     The model computes what it computed before, exactly (LoLDU and LaMDA over an intact base) or to rounding, until the
     adapters' Parameters are trained. Every Parameter that the model had is frozen (``requires_grad=False``), those of
@@ -48,8 +48,9 @@ def adapt(
     Args:
         model (torch.nn.Module): on the CPU; weights float32, float64, bfloat16 or float16. Modified.
         method (Method): :class:`OLoRA`, :class:`LoLDU`, :class:`LaMDA` or :class:`PiSSA` with its rank.
-        targets (Sequence[str]): qualified names of ``torch.nn.Linear`` modules, or their last parts: "query" stands for
-            every module whose name is "query" or ends with ".query".
+        targets (Sequence[str]): qualified names of modules, or their last parts: "query" stands for every module whose
+            name is "query" or ends with ".query". The modules are ``torch.nn.Linear``, ``torch.nn.Embedding`` (its
+            padding row stays as it is), ``torch.nn.Conv2d`` of one group, or ``Conv1D`` of transformers.
         base (str): "intact" leaves the base weights untouched, bit for bit. "residual" subtracts the start from them:
             W - s B C A, with the factors as stored.
         name (str): the adapter's name; a layer can hold several, if all are "intact".
@@ -60,9 +61,9 @@ def adapt(
 
     Raises:
         TypeError: if an argument or a weight's dtype has the wrong type.
-        ValueError: if a target names nothing or something other than a plain ``torch.nn.Linear``; a rank is missing or
-            does not fit; a weight is not finite, not materialised or (for "residual") shared; the name is taken; a
-            layer is merged.
+        ValueError: if a target names nothing or a module of another type; a convolution has groups, or an embedding a
+            ``max_norm``; a rank is missing or does not fit; a weight is not finite, not materialised or (for
+            "residual") shared; the name is taken; a layer is merged.
         LinAlgError: if a factorisation fails, or a factor or residual does not fit the base's dtype.
 
     Example:
@@ -78,7 +79,7 @@ def adapt(
     for site, rank in zip(sites, ranks, strict=True):
         check_site(site, name, intact)
         with errors_naming(site.name):
-            _native.check_weight(site.weight, rank)
+            _native.check_weight(site.matrix, rank)
     if not intact:
         check_unshared(model, sites)
 
@@ -86,7 +87,7 @@ def adapt(
     with progress_bar("Factorising", len(sites), progress) as advance:
         for site, rank in zip(sites, ranks, strict=True):
             with errors_naming(site.name):
-                factors = method.initialize(site.weight, rank)
+                factors = site.layer_type.start(method.initialize(site.matrix, rank))
                 adapter = make_adapter(factors, method.trains, intact=intact, frozen_dtype=site.weight.dtype)
             adapter.options = method.options()
             adapters.append(adapter)

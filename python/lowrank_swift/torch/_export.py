@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from lowrank_swift import LinAlgError
 
 from ._adapter import Term
-from ._atomic import write_files
+from ._atomic import replacing_files
 from ._errors import errors_naming
 from ._format import LORA_CONFIG_FILE, LORA_TENSORS_FILE, lora_config, lora_keys
-from ._linear import AdaptedLinear
+from ._layer import AdaptedLayer
 from ._ops import effective_up
 from ._precision import working_dtype
+from ._progress import progress_bar
 from ._targets import adapted_sites
+from .layers import LayerType
 
 __all__ = ["export_lora"]
 
@@ -31,6 +33,7 @@ def export_lora(
     *,
     name: str | None = None,
     dtype: torch.dtype = torch.float32,
+    progress: bool | None = None,
 ) -> None:
     """Save what the adapters have changed as plain LoRA over the pretrained model, for PEFT and LoRA servers.
 
@@ -44,33 +47,42 @@ def export_lora(
         folder (str | os.PathLike): where ``adapter_config.json`` and ``adapter_model.safetensors`` go; made if need be.
         name (str | None): the adapter to export; None means all, together.
         dtype (torch.dtype): of A and B.
+        progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
 
     Raises:
         TypeError: if ``model`` is no module or ``dtype`` no floating-point dtype.
-        ValueError: if the model has no adapted layer, is one itself, or has no adapter of this name.
+        ValueError: if the model has no adapted layer, is one itself, or has no adapter of this name; if a convolution
+            has a dilation or a padding mode that PEFT's LoRA leaves out.
         LinAlgError: if a factor is not finite in ``dtype``.
         OSError: if the files can't be written.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
     terms: dict[str, list[Term]] = {}
+    types: dict[str, LayerType] = {}
     for site in adapted_sites(model):
-        assert isinstance(site.module, AdaptedLinear)
+        assert isinstance(site.module, AdaptedLayer)
         for own_name, adapter in site.module.named_adapters():
             if name is None or own_name == name:
                 terms.setdefault(site.name, []).extend(adapter.change())
+                types[site.name] = site.layer_type
     if not terms:
         raise ValueError(f"name: expected the name of an adapter of the model or None, got {name!r}")
     rank = max(sum(term.down.shape[0] for term in of_layer) for of_layer in terms.values())
     tensors: dict[str, Tensor] = {}
-    for layer, of_layer in terms.items():
-        with errors_naming(layer):
-            tensors |= dict(zip(lora_keys(layer), _lora_factors(of_layer, rank, dtype), strict=True))
-    config = json.dumps(lora_config(list(terms), rank), indent=2) + "\n"
-    files = {LORA_TENSORS_FILE: save(tensors, {"format": "pt"}), LORA_CONFIG_FILE: config.encode()}
-    write_files(Path(folder), files)
+    with progress_bar("Exporting", len(types), progress) as advance:
+        for layer, layer_type in types.items():
+            with errors_naming(layer):
+                factors = layer_type.lora_factors(*_lora_factors(terms[layer], rank, dtype))
+            tensors |= dict(zip(lora_keys(layer, layer_type.lora_factor), factors, strict=True))
+            advance()
+    fan_in_fan_out = any(layer_type.fan_in_fan_out for layer_type in types.values())
+    config = json.dumps(lora_config(list(terms), rank, fan_in_fan_out), indent=2) + "\n"
+    with replacing_files(Path(folder), (LORA_TENSORS_FILE, LORA_CONFIG_FILE)) as (tensors_path, config_path):
+        save_file(tensors, tensors_path, {"format": "pt"})
+        config_path.write_text(config)
 
 
 @torch.no_grad()

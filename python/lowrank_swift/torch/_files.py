@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from lowrank_swift import Factors, _native
 
 from ._adapter import Adapter, make_adapter
-from ._atomic import write_files
+from ._atomic import replacing_files
 from ._errors import errors_naming
 from ._format import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE, AdapterRecord, LayerRecord, tensor_key
 from ._install import install
-from ._linear import AdaptedLinear
+from ._layer import AdaptedLayer
 from ._precision import working_dtype
+from ._progress import progress_bar
 from ._targets import Site, adapted_sites, check_name, check_site, check_unshared, sites_named
 
 __all__ = ["load_adapter", "save_adapter"]
@@ -42,12 +44,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str 
         ValueError: if it has no adapted layer, is one itself, or has no adapter of this name.
         OSError: if the files can't be written.
     """
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     layers: dict[str, LayerRecord] = {}
     tensors: dict[str, Tensor] = {}
     for site in adapted_sites(model):
-        assert isinstance(site.module, AdaptedLinear)
+        assert isinstance(site.module, AdaptedLayer)
         for own_name, adapter in site.module.named_adapters():
             if own_name == name:
                 layers[site.name] = _record(site, adapter)
@@ -55,13 +57,14 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str 
                 tensors |= {tensor_key(site.name, key): tensor.contiguous() for key, tensor in state.items()}
     if not layers:
         raise ValueError(f"name: expected the name of an adapter of the model, got {name!r}")
-    content = save(tensors, {"format": "pt"})
-    digest = hashlib.sha256(content).hexdigest()
-    record = AdapterRecord(FORMAT_VERSION, name, digest, layers)
-    write_files(Path(folder), {TENSORS_FILE: content, CONFIG_FILE: record.to_json()})
+    with replacing_files(Path(folder), (TENSORS_FILE, CONFIG_FILE)) as (tensors_path, config_path):
+        save_file(tensors, tensors_path, {"format": "pt"})
+        config_path.write_bytes(AdapterRecord(FORMAT_VERSION, name, _digest(tensors_path), layers).to_json())
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str | None = None) -> nn.Module:
+def load_adapter(
+    model: nn.Module, folder: str | os.PathLike[str], *, name: str | None = None, progress: bool | None = None
+) -> nn.Module:
     """Put a saved adapter into a model, as :func:`adapt` puts a new one.
 
     Over an intact base the model then computes what it did when the adapter was saved. An adapter in residual form
@@ -72,6 +75,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str 
             as :func:`adapt` leaves it.
         folder (str | os.PathLike): what :func:`save_adapter` wrote.
         name (str | None): the adapter's name in the model; None means the saved one.
+        progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
 
     Returns:
         torch.nn.Module: ``model``, the same object.
@@ -85,7 +89,7 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str 
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    record, tensors = _read(Path(folder))
+    record = _read(Path(folder))
     name = record.name if name is None else name
     check_name(name)
     sites = sites_named(model, record.layers)
@@ -93,18 +97,27 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str 
         layer = record.layers[site.name]
         check_site(site, name, layer.base == "intact")
         with errors_naming(site.name):
-            _check_fit(site.weight, layer)
+            _check_fit(site, layer)
     check_unshared(model, [site for site in sites if record.layers[site.name].base == "residual"])
-    adapters = []
-    with _errors_in(Path(folder) / TENSORS_FILE):
-        templates = {site.name: _template(record.layers[site.name]) for site in sites}
-        _check_keys(templates, tensors)
-        for layer_name, adapter in templates.items():
-            state = {key: tensors[tensor_key(layer_name, key)] for key in adapter.state_dict()}
-            with errors_naming(layer_name):
-                _check_state(adapter, state, record.layers[layer_name])
+    adapters, unread = [], set[str]()
+    with _opened(Path(folder) / TENSORS_FILE) as file, progress_bar("Loading", len(sites), progress) as advance:
+        unread.update(file.keys())
+        for site in sites:
+            with errors_naming(site.name):
+                adapter = _template(site, record.layers[site.name])
+            keys = {key: tensor_key(site.name, key) for key in adapter.state_dict()}
+            for key in sorted(set(keys.values()) - unread):
+                raise ValueError(f"expected a tensor {key!r}, got none")
+            unread.difference_update(keys.values())
+            # Cloned, since what the file maps into memory changes with it.
+            state = {key: file.get_tensor(in_file).clone() for key, in_file in keys.items()}
+            with errors_naming(site.name):
+                _check_state(adapter, state, record.layers[site.name])
                 adapter.restore(state)
             adapters.append(adapter)
+            advance()
+        for key in sorted(unread):
+            raise ValueError(f"expected only the tensors of the adapter, got {key!r}")
     install(model, sites, adapters, name)
     return model
 
@@ -118,6 +131,7 @@ def _record(site: Site, adapter: Adapter) -> LayerRecord:
         rank=adapter.down.shape[0],
         core_dimensions=0 if adapter.core is None else adapter.core.dim(),
         scale=float(adapter.scale),
+        layer=site.layer_type.name,
         shape=list(site.weight.shape),
         dtype=_dtype_name(site.weight),
     )
@@ -135,40 +149,58 @@ def _errors_in(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(folder: Path) -> tuple[AdapterRecord, dict[str, Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of tensors, which are read one at a time; errors name it."""
+    from safetensors import SafetensorError, safe_open
 
+    with _errors_in(path):
+        try:
+            file = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"expected a safetensors file, got {error}") from error
+        with file as opened:
+            yield opened
+
+
+def _read(folder: Path) -> AdapterRecord:
+    """Return the record of two files that belong together."""
     config, path = folder / CONFIG_FILE, folder / TENSORS_FILE
     with _errors_in(config):
         record = AdapterRecord.from_json(config.read_bytes())
-    content = path.read_bytes()
-    with _errors_in(path):
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != record.tensors_sha256:
-            raise ValueError(
-                f"expected the file that {CONFIG_FILE} was saved with (SHA-256 {record.tensors_sha256}), got {digest}"
-            )
-        try:
-            return record, {key: tensor.clone() for key, tensor in load(content).items()}
-        except SafetensorError as error:
-            raise ValueError(f"expected a safetensors file, got {error}") from error
+    digest = _digest(path)
+    if digest != record.tensors_sha256:
+        raise ValueError(
+            f"{path}: expected the file that {CONFIG_FILE} was saved with (SHA-256 {record.tensors_sha256}), "
+            f"got {digest}"
+        )
+    return record
 
 
-def _check_fit(weight: Tensor, record: LayerRecord) -> None:
-    """Refuse a weight that is not of the shape and dtype of the one that the adapter was trained over."""
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_fit(site: Site, record: LayerRecord) -> None:
+    """Refuse a layer that is not of the type, shape and dtype of the one that the adapter was trained over."""
     for field, expected, got in (
-        ("shape", record.shape, list(weight.shape)),
-        ("dtype", record.dtype, _dtype_name(weight)),
+        ("layer type", record.layer, site.layer_type.name),
+        ("shape", record.shape, list(site.weight.shape)),
+        ("dtype", record.dtype, _dtype_name(site.weight)),
     ):
         if expected != got:
             raise ValueError(f"weight: expected the saved adapter's {field} {expected}, got {got}")
-    _native.check_weight(weight, record.rank)
+    _native.check_weight(site.matrix, record.rank)
 
 
-def _template(record: LayerRecord) -> Adapter:
+def _template(site: Site, record: LayerRecord) -> Adapter:
     """Return an adapter with the tensors that the record's has, all zero."""
-    (rows, columns), rank = record.shape, record.rank
+    (rows, columns), rank = site.matrix.shape, record.rank
     frozen_dtype: torch.dtype = getattr(torch, record.dtype)
     dtype = working_dtype(frozen_dtype)
     core = torch.zeros([rank] * record.core_dimensions, dtype=dtype) if record.core_dimensions else None
@@ -178,14 +210,6 @@ def _template(record: LayerRecord) -> Adapter:
     adapter = make_adapter(factors, frozenset(record.trains), intact=intact, frozen_dtype=frozen_dtype)
     adapter.options = record.options
     return adapter
-
-
-def _check_keys(templates: Mapping[str, Adapter], tensors: Mapping[str, Tensor]) -> None:
-    expected = {tensor_key(layer, key) for layer, adapter in templates.items() for key in adapter.state_dict()}
-    for key in sorted(expected - tensors.keys()):
-        raise ValueError(f"expected a tensor {key!r}, got none")
-    for key in sorted(tensors.keys() - expected):
-        raise ValueError(f"expected only the tensors of the adapter, got {key!r}")
 
 
 def _check_state(adapter: Adapter, state: Mapping[str, Tensor], record: LayerRecord) -> None:

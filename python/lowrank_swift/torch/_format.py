@@ -19,6 +19,8 @@ __all__ = [
     "CONFIG_FILE",
     "FORMAT_VERSION",
     "LORA_CONFIG_FILE",
+    "LORA_EMBEDDING_FACTOR",
+    "LORA_FACTOR",
     "LORA_TENSORS_FILE",
     "TENSORS_FILE",
     "AdapterRecord",
@@ -34,6 +36,8 @@ TENSORS_FILE = "lowrank_adapter.safetensors"
 
 LORA_CONFIG_FILE = "adapter_config.json"
 LORA_TENSORS_FILE = "adapter_model.safetensors"
+LORA_FACTOR = "lora_{}.weight"
+LORA_EMBEDDING_FACTOR = "lora_embedding_{}"
 
 
 def tensor_key(layer: str, tensor: str) -> str:
@@ -53,7 +57,8 @@ class LayerRecord:
         rank (int): r.
         core_dimensions (int): 0 for no core, 1 for a diagonal, 2 for a square one.
         scale (float): s.
-        shape (list[int]): [m, n] of the base's weight.
+        layer (str): the type of the layer: "Linear", "Conv1D", "Embedding" or "Conv2d".
+        shape (list[int]): of the base's weight, as the layer has it.
         dtype (str): of the base's weight.
     """
 
@@ -64,6 +69,7 @@ class LayerRecord:
     rank: int
     core_dimensions: int
     scale: float
+    layer: str
     shape: list[int]
     dtype: str
 
@@ -157,12 +163,13 @@ def _parsed(record: type[_Record], data: Any, where: str) -> _Record:
     return record(**data)
 
 
-def lora_keys(layer: str) -> tuple[str, str]:
-    """Return PEFT's keys of A and B of a layer."""
-    return tuple(f"base_model.model.{layer}.lora_{factor}.weight" for factor in "AB")  # type: ignore[return-value]
+def lora_keys(layer: str, factor: str) -> tuple[str, str]:
+    """Return PEFT's keys of A and B of a layer, whose type calls a factor so."""
+    prefix = f"base_model.model.{layer}."
+    return prefix + factor.format("A"), prefix + factor.format("B")
 
 
-def lora_config(layers: Sequence[str], rank: int) -> Mapping[str, Any]:
+def lora_config(layers: Sequence[str], rank: int, fan_in_fan_out: bool) -> Mapping[str, Any]:
     """Return PEFT's configuration of plain LoRA without a scale of its own, in the terms that servers read too."""
     return {
         "peft_type": "LORA",
@@ -176,7 +183,7 @@ def lora_config(layers: Sequence[str], rank: int) -> Mapping[str, Any]:
         "target_modules": list(layers),
         "modules_to_save": None,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": fan_in_fan_out,
         "init_lora_weights": True,
         "inference_mode": True,
     }

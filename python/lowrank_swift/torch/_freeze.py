@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ._adapter import UpCoreAdapter
-from ._linear import adapted_layers
+from ._layer import adapted_layers
 
 __all__ = ["GradualFreeze"]
 

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 import lowrank_swift as lrs
+from lowrank_swift import Factors
 
 from ._adapter import Adapter
 from ._errors import errors_naming
-from ._linear import AdaptedLinear, adapted_layers
+from ._layer import AdaptedLayer, adapted_layers
+from ._sums import surely_fits
 from ._targets import Site
 
 __all__ = ["install"]
@@ -31,36 +32,38 @@ def install(model: nn.Module, sites: Sequence[Site], adapters: Sequence[Adapter]
     residual = [(site, adapter) for site, adapter in zip(sites, adapters, strict=True) if not adapter.intact]
     for site, adapter in residual:
         with errors_naming(site.name):
-            _check_residual(site.weight, adapter)
-    _subtract_starts([(site.weight, adapter) for site, adapter in residual])
+            _check_residual(site, adapter)
+    _subtract_starts(residual)
     own = {id(parameter) for _, layer in adapted_layers(model) for parameter in layer.adapters.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in own:
             parameter.requires_grad_(False)
     for site, adapter in zip(sites, adapters, strict=True):
-        layer = site.module if isinstance(site.module, AdaptedLinear) else AdaptedLinear(site.linear)
+        layer = site.module if isinstance(site.module, AdaptedLayer) else AdaptedLayer(site.layer)
         layer.adapters[name] = adapter.train(layer.training)
         setattr(site.parent, site.attribute, layer)
 
 
-def _check_residual(weight: Tensor, adapter: Adapter) -> None:
+def _check_residual(site: Site, adapter: Adapter) -> None:
     """Refuse a residual that does not fit, before any is written. Only where a bound does not tell is it computed."""
-    start = adapter.start().factors()
-    bound = abs(start.scale) * start.down.shape[0] ** 2
-    for factor in (start.up, start.core, start.down):
-        bound *= 1.0 if factor is None else float(torch.linalg.vector_norm(factor, torch.inf))
-    if not bound + float(torch.linalg.vector_norm(weight, torch.inf)) < torch.finfo(weight.dtype).max / 2:
-        lrs.unmerge_(weight.detach().clone(), start)
+    start = adapter.start()
+    if not surely_fits(site.weight, [start]):
+        lrs.unmerge_(site.matrix.clone(), start.factors())
 
 
-def _subtract_starts(pairs: Sequence[tuple[Tensor, Adapter]]) -> None:
+def _subtract_starts(pairs: Sequence[tuple[Site, Adapter]]) -> None:
     """Make every weight W the residual W - s B C A; what was done is undone if it can't be done for all."""
-    done: list[tuple[Tensor, Adapter]] = []
+    done: list[tuple[Site, Adapter]] = []
     try:
-        for weight, adapter in pairs:
-            lrs.unmerge_(weight, adapter.start().factors())
-            done.append((weight, adapter))
+        for site, adapter in pairs:
+            _change(site, lrs.unmerge_, adapter)
+            done.append((site, adapter))
     except BaseException:
-        for weight, adapter in done:
-            lrs.merge_(weight, adapter.start().factors())
+        for site, adapter in done:
+            _change(site, lrs.merge_, adapter)
         raise
+
+
+def _change(site: Site, change: Callable[[Tensor, Factors], object], adapter: Adapter) -> None:
+    start = adapter.start().factors()
+    site.layer_type.change_(site.weight, lambda matrix: change(matrix, start))

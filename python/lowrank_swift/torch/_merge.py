@@ -3,35 +3,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
-import torch
-from torch import Tensor, nn
-
-import lowrank_swift as lrs
-from lowrank_swift import LinAlgError
+from torch import nn
 
 from ._adapter import Term
 from ._errors import errors_naming
-from ._precision import working_dtype
+from ._layer import AdaptedLayer
+from ._progress import progress_bar
+from ._sums import surely_fits, with_terms
 from ._targets import Site, adapted_sites, require_adapted
 
 __all__ = ["merge", "unadapt", "unmerge"]
 
 
-def merge(model: nn.Module, *, keep_base: bool = True) -> nn.Module:
+def merge(model: nn.Module, *, keep_base: bool = True, progress: bool | None = None) -> nn.Module:
     """Make every adapted layer compute with one weight: the base's plus all of its adapters.
 
     The sum is taken in float32 (float64 over a float64 base) and rounded once. All layers are merged or, after an
-    exception, none: all weights are computed before the first is used, which takes memory for a copy of the adapted
-    weights, also without ``keep_base``. A weight that the layer shares with another one stays as it is there.
+    error, none. A weight that the layer shares with another one stays as it is there.
 
     Args:
         model (torch.nn.Module): an adapted model. Modified.
         keep_base (bool): True keeps base and adapters beside the merged weight, so that :func:`unmerge` restores the
             model bit for bit; they are what ``state_dict``, :func:`save_adapter` and :func:`export_lora` hold. What
             the adapters learn while the layer is merged has no effect, and they get no gradient. False leaves plain
-            ``torch.nn.Linear`` layers, frozen, without adapters: save or export them first.
+            layers, frozen, without adapters: save or export them first. It takes memory for one layer at a time; if an
+            interrupt or a lack of memory stops it between two layers, each is merged or as it was, which computes the
+            same, and another call merges the rest.
+        progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
 
     Returns:
         torch.nn.Module: ``model``, the same object.
@@ -47,16 +48,17 @@ def merge(model: nn.Module, *, keep_base: bool = True) -> nn.Module:
     merged = [name for name, layer in layers if layer.merged_weight is not None]
     if merged:
         raise ValueError(f"model: expected layers that are not merged, got a merged one at {merged[0]!r}")
+    if not keep_base:
+        _replace_by_base(sites, AdaptedLayer.terms, "Merging", progress)
+        return model
     weights = []
-    for name, layer in layers:
-        with errors_naming(name):
-            weights.append(_with_terms(layer.base.weight, layer.terms()))
+    with progress_bar("Merging", len(layers), progress) as advance:
+        for name, layer in layers:
+            with errors_naming(name):
+                weights.append(with_terms(layer.layer_type, layer.base_weight, layer.terms()))
+            advance()
     for (_, layer), weight in zip(layers, weights, strict=True):
-        if keep_base:
-            layer.merged_weight = weight
-        else:
-            layer.base.weight = nn.Parameter(weight, requires_grad=False)
-    _replace_by_base(sites)
+        layer.merged_weight = weight
     return model
 
 
@@ -81,14 +83,16 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
-def unadapt(model: nn.Module) -> nn.Module:
+def unadapt(model: nn.Module, *, progress: bool | None = None) -> nn.Module:
     """Remove all adapters: the model gets its own layers back, which compute the pretrained function.
 
     Over an intact base that is bit for bit; a residual gets back what was subtracted, which restores it to rounding.
-    The Parameters stay frozen. Either all layers are restored or, after an exception, none.
+    The Parameters stay frozen. Either all layers are restored or, after an error, none; if an interrupt or a lack of
+    memory stops it between two layers, another call restores the rest.
 
     Args:
         model (torch.nn.Module): an adapted model, merged or not. Modified.
+        progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
 
     Returns:
         torch.nn.Module: ``model``, the same object.
@@ -98,35 +102,28 @@ def unadapt(model: nn.Module) -> nn.Module:
         ValueError: if it has no adapted layer, or is one itself.
         LinAlgError: if a restored weight does not fit the base's dtype.
     """
-    sites = adapted_sites(model)
-    restored = []
-    for name, layer in require_adapted(model):
-        terms = layer.pretrained_terms()
-        if terms:
-            with errors_naming(name):
-                restored.append((layer, _with_terms(layer.base.weight, terms)))
-    for layer, weight in restored:
-        layer.base.weight = nn.Parameter(weight, requires_grad=False)
-    _replace_by_base(sites)
+    _replace_by_base(adapted_sites(model), AdaptedLayer.pretrained_terms, "Restoring", progress)
     return model
 
 
-@torch.no_grad()
-def _with_terms(weight: Tensor, terms: Sequence[Term]) -> Tensor:
-    """Return the weight plus terms as a new tensor of the weight's dtype.
-
-    Raises:
-        LinAlgError: if a finite entry becomes one that is not.
-    """
-    total = weight.detach().to(working_dtype(weight.dtype), copy=True)
-    for term in terms:
-        lrs.merge_(total, term.factors())
-    result = total.to(weight.dtype)
-    if not (result.isfinite() | ~weight.isfinite()).all():
-        raise LinAlgError(f"weight: expected a sum with the adapter that fits {weight.dtype}, got one that does not")
-    return result
-
-
-def _replace_by_base(sites: Sequence[Site]) -> None:
-    for site in sites:
-        setattr(site.parent, site.attribute, site.linear)
+def _replace_by_base(
+    sites: Sequence[Site],
+    terms_of: Callable[[AdaptedLayer], Sequence[Term]],
+    description: str,
+    progress: bool | None,
+) -> None:
+    """Put the bases in place of the adapted layers, with terms added to their weights: none if one does not fit."""
+    layers = [cast(AdaptedLayer, site.module) for site in sites]
+    for site, layer in zip(sites, layers, strict=True):
+        terms = terms_of(layer)
+        with errors_naming(site.name):
+            if terms and not surely_fits(layer.base_weight, terms):
+                with_terms(layer.layer_type, layer.base_weight, terms)
+    with progress_bar(description, len(sites), progress) as advance:
+        for site, layer in zip(sites, layers, strict=True):
+            terms = terms_of(layer)
+            if terms:
+                weight = with_terms(layer.layer_type, layer.base_weight, terms)
+                layer.base.weight = nn.Parameter(weight, requires_grad=False)
+            setattr(site.parent, site.attribute, layer.base)
+            advance()

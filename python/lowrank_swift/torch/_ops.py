@@ -25,16 +25,28 @@ def _exported(tensor: Tensor | None) -> Tensor | None:
 
 
 def _adapter_forward(
-    x: Tensor, down: Tensor, core: Tensor | None, up: Tensor, scale: float, out: Tensor, h: Tensor
+    x: Tensor, down: Tensor | None, core: Tensor | None, up: Tensor, scale: float, out: Tensor, h: Tensor | None
 ) -> None:
-    _native.adapter_forward(_exported(x), _exported(down), _exported(core), _exported(up), scale, out, h)
+    if x.dim() == 2:
+        _native.adapter_forward(_exported(x), _exported(down), _exported(core), _exported(up), scale, out, h)
+    elif all(tensor is None or _is_one_matrix(tensor) for tensor in (x, out, h)):
+        h = None if h is None else h.flatten(0, 1)
+        _adapter_forward(x.flatten(0, 1), down, core, up, scale, out.flatten(0, 1), h)
+    else:
+        for i in range(x.shape[0]):
+            _adapter_forward(x[i], down, core, up, scale, out[i], None if h is None else h[i])
+
+
+def _is_one_matrix(batch: Tensor) -> bool:
+    """Return whether the matrices of a batch follow each other in memory as the rows of one do."""
+    return batch.shape[0] == 1 or batch.stride(0) == batch.shape[1] * batch.stride(1)
 
 
 def _adapter_backward(
     grad: Tensor,
     x: Tensor | None,
     h: Tensor | None,
-    down: Tensor,
+    down: Tensor | None,
     core: Tensor | None,
     up: Tensor,
     scale: float,
@@ -78,12 +90,12 @@ def _effective_up_backward(
 
 for _schema, _kernel in (
     (
-        "adapter_forward_(Tensor x, Tensor down, Tensor? core, Tensor up, float scale, Tensor(a!) out, Tensor(b!) h)"
-        " -> ()",
+        "adapter_forward_(Tensor x, Tensor? down, Tensor? core, Tensor up, float scale, Tensor(a!) out,"
+        " Tensor(b!)? h) -> ()",
         _adapter_forward,
     ),
     (
-        "adapter_backward_(Tensor grad, Tensor? x, Tensor? h, Tensor down, Tensor? core, Tensor up, float scale,"
+        "adapter_backward_(Tensor grad, Tensor? x, Tensor? h, Tensor? down, Tensor? core, Tensor up, float scale,"
         " Tensor? frozen_columns, Tensor(a!)? grad_x, Tensor(b!)? grad_down, Tensor(c!)? grad_core,"
         " Tensor(d!)? grad_up) -> ()",
         _adapter_backward,
@@ -99,10 +111,12 @@ for _schema, _kernel in (
     _library.impl(_name, _kernel, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"lowrank_swift::{_name}", lambda *_: None, lib=_library)
 
-#: out += scale * ((x A^T) C^T) B^T and h = x A^T, for 2-D x; h has the dtype and device of out.
+#: out += scale * ((x A^T) C^T) B^T and h = x A^T, for 2-D x, or one such product for each matrix of 3-D x, out and h; h
+#: has the dtype and device of out. Without a down x is h, and there is no other.
 adapter_forward_ = torch.ops.lowrank_swift.adapter_forward_.default
 
-#: Gradients of the forward. grad_x is added to, the others are overwritten; what is None is not computed.
+#: Gradients of the forward for 2-D x. grad_x is added to, the others are overwritten; what is None is not computed.
+#: Without a down grad_x is the gradient of h.
 adapter_backward_ = torch.ops.lowrank_swift.adapter_backward_.default
 
 #: Gradients of `effective_up`. What is None is not computed.

@@ -10,7 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ._linear import AdaptedLinear, adapted_layers
+from ._errors import errors_naming
+from ._layer import AdaptedLayer, adapted_layers
+from .layers import SUPPORTED_LAYERS, LayerType, is_supported, layer_type_of
 
 __all__ = [
     "Site",
@@ -34,14 +36,24 @@ class Site:
     module: nn.Module
 
     @property
-    def linear(self) -> nn.Linear:
-        """The layer to adapt, which :func:`check_site` makes sure that it is."""
-        return cast(nn.Linear, self.module.base if isinstance(self.module, AdaptedLinear) else self.module)
+    def layer(self) -> nn.Module:
+        """The layer to adapt."""
+        return self.module.base if isinstance(self.module, AdaptedLayer) else self.module
+
+    @property
+    def layer_type(self) -> LayerType:
+        """What describes the layer, which :func:`check_site` makes sure that something does."""
+        return layer_type_of(self.layer)
 
     @property
     def weight(self) -> Tensor:
-        """The weight's values."""
-        return self.linear.weight.detach()
+        """The weight's values, as the layer has them."""
+        return cast(Tensor, self.layer.weight).detach()
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight's values as a matrix ``[out, in]``, to be read."""
+        return self.layer_type.matrix(self.weight)
 
 
 def _walk(module: nn.Module, prefix: str = "") -> Iterator[Site]:
@@ -50,7 +62,7 @@ def _walk(module: nn.Module, prefix: str = "") -> Iterator[Site]:
         if child is not None:
             name = f"{prefix}{attribute}"
             yield Site(name, module, attribute, child)
-            if not isinstance(child, AdaptedLinear):
+            if not isinstance(child, AdaptedLayer):
                 yield from _walk(child, f"{name}.")
 
 
@@ -83,7 +95,7 @@ def sites_named(model: nn.Module, names: Collection[str]) -> list[Site]:
     return _chosen(sites, names)
 
 
-def require_adapted(model: nn.Module) -> list[tuple[str, AdaptedLinear]]:
+def require_adapted(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
     """Return the adapted layers of a model by qualified name.
 
     Raises:
@@ -106,9 +118,9 @@ def adapted_sites(model: nn.Module) -> list[Site]:
         ValueError: if it has none, or is one itself, which nothing holds.
     """
     require_adapted(model)
-    if isinstance(model, AdaptedLinear):
+    if isinstance(model, AdaptedLayer):
         raise ValueError("model: expected a model that holds adapted layers, got an adapted layer")
-    return [site for site in _walk(model) if isinstance(site.module, AdaptedLinear)]
+    return [site for site in _walk(model) if isinstance(site.module, AdaptedLayer)]
 
 
 def _chosen(sites: Sequence[Site], wanted: Collection[str]) -> list[Site]:
@@ -139,20 +151,22 @@ def check_site(site: Site, adapter_name: str, intact: bool) -> None:
     Raises:
         ValueError: naming the layer.
     """
-    linear = site.linear
-    if type(linear) is not nn.Linear:
-        raise ValueError(f"targets: expected torch.nn.Linear modules, got {type(linear).__name__} at {site.name!r}")
+    layer = site.layer
+    if not is_supported(layer):
+        raise ValueError(f"targets: expected {SUPPORTED_LAYERS} modules, got {type(layer).__name__} at {site.name!r}")
     if isinstance(site.parent, nn.TransformerEncoderLayer):
         raise ValueError(
             f"targets: expected a layer that its parent calls, got {site.name!r}; in eval mode a "
             "torch.nn.TransformerEncoderLayer reads the weights itself"
         )
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
-    if any(hooks) or "forward" in vars(linear) or "weight" not in linear._parameters:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if any(hooks) or "forward" in vars(layer) or "weight" not in layer._parameters:
         raise ValueError(f"targets: expected layers without hooks or a replaced forward, got one at {site.name!r}")
     if site.weight.is_meta:
         raise ValueError(f"model: expected materialised weights, got one on the meta device at {site.name!r}")
-    if isinstance(site.module, AdaptedLinear):
+    with errors_naming(site.name):
+        layer_type_of(layer)
+    if isinstance(site.module, AdaptedLayer):
         if site.module.merged_weight is not None:
             raise ValueError(f"model: expected layers that are not merged, got a merged one at {site.name!r}")
         others = dict(site.module.named_adapters())
