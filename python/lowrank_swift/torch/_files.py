@@ -181,7 +181,7 @@ def _digest(path: Path) -> str:
     """Return the SHA-256 of a file, which is read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(1 << 18):
             digest.update(piece)
     return digest.hexdigest()
 
