@@ -126,6 +126,26 @@ static void test_forward_and_backward(void) {
   CHECK(largest_difference(y, expected_y, T * M) < 8 * tolerance);
   CHECK(largest_difference(dx, expected_dx, T * N) < 8 * tolerance);
   CHECK(largest_difference(dd, expected_dd, R) < 8 * tolerance);
+
+  // The same from h, which the caller has: without down h takes x's place.
+  float from_h[T * M] = {0}, dh[T * R] = {0};
+  array tfrom_h, tdh;
+  use(&tfrom_h, from_h, 2, T, M), use(&tdh, dh, 2, T, R);
+  CHECK(lr_adapter_forward(&th.tensor, NULL, &td.tensor, &tb.tensor, 2, &tfrom_h.tensor, NULL) == LR_STATUS_OK);
+  CHECK(largest_difference(from_h, expected_y, T * M) < 8 * tolerance);
+  CHECK(lr_adapter_backward(&tg.tensor, NULL, NULL, NULL, &td.tensor, &tb.tensor, 2, 0, &tdh.tensor, NULL, NULL, NULL) ==
+        LR_STATUS_OK);
+  double through_h[T * N] = {0};
+  for (int t = 0; t < T; t++) {
+    for (int k = 0; k < R; k++) {
+      for (int j = 0; j < N; j++) through_h[t * N + j] += (double)dh[t * R + k] * a[k * N + j];
+    }
+  }
+  CHECK(largest_difference(dx, through_h, T * N) < 8 * tolerance);
+  CHECK_FAILS(lr_adapter_forward(&th.tensor, NULL, &td.tensor, &tb.tensor, 2, &tfrom_h.tensor, &tdh.tensor),
+              LR_STATUS_INVALID_ARGUMENT, "out_h");
+  CHECK_FAILS(lr_adapter_backward(&tg.tensor, NULL, NULL, NULL, &td.tensor, &tb.tensor, 2, 0, NULL, &ta.tensor, NULL, NULL),
+              LR_STATUS_INVALID_ARGUMENT, "out_down");
 }
 
 static void test_statuses(void) {
