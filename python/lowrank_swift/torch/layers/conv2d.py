@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 
 from ._layer_type import LayerType, ProjectingLayerType
 
@@ -81,11 +81,17 @@ class Conv2d(ProjectingLayerType):
         return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)
 
     def input_gradient(self, grad: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
-        """Return the transposed convolution."""
-        gradient: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
-            size, weight, grad, self.stride, self.padding, self.dilation
+        """Return the transposed convolution; it keeps the memory format, and needs no input to tell the size."""
+        # Rows and columns of the padded input that no kernel has reached.
+        left_out = tuple(
+            size[i] + 2 * padding - dilation * (kernel - 1) - stride * (grad.shape[i] - 1) - 1
+            for i, kernel, stride, padding, dilation in zip(
+                (2, 3), self.kernel[1:], self.stride, self.padding, self.dilation, strict=True
+            )
         )
-        return gradient
+        return nn.functional.conv_transpose2d(
+            grad, weight, None, self.stride, self.padding, left_out, dilation=self.dilation
+        )
 
     def weight_gradient(self, grad: Tensor, x: Tensor, size: torch.Size) -> Tensor:
         """Return the correlation of input and gradient."""
