@@ -282,3 +282,16 @@ def test_gradients_by_frequency(base):
     model(x).backward(grad)
     assert error_ratio(adapter.down.grad, rows.grad.T, rows.grad, 7, torch.finfo(torch.float32).eps) < LIMIT
     assert rows.grad[4].any()
+
+
+@pytest.mark.parametrize("make", (partial(nn.Linear, 2, 2, bias=False), partial(nn.Conv2d, 2, 2, 1, bias=False)))
+def test_a_trained_down_is_not_rounded_to_the_base(make):
+    """1 + 2^-10 is 1 in bfloat16; beside -1 the difference is all that is left."""
+    model = adapt(nn.Sequential(make()).bfloat16(), OLoRA(1), targets=["0"], base="residual")
+    layer = model[0]
+    layer.base.weight.data.zero_()
+    with torch.no_grad():
+        layer.adapters["default"].up.fill_(1)
+        layer.adapters["default"].down.copy_(torch.tensor([[1 + 2**-10, -1.0]]))
+    x = torch.ones(1, 2) if isinstance(layer.base, nn.Linear) else torch.ones(1, 2, 1, 1)
+    assert (layer(x.bfloat16()) == 2**-10).all()

@@ -220,6 +220,18 @@ def test_factors_have_the_shapes_of_the_matrices(capsys):
     assert capsys.readouterr().out.startswith(f"trainable: {trained:,} of ")
 
 
+def test_a_disabled_conv1d_computes_as_transformers_does():
+    """To the last bit, also for rows that do not follow each other in memory."""
+    torch.manual_seed(0)
+    pretrained = conv1d(48, 12).requires_grad_(False)
+    nn.init.normal_(pretrained.bias)
+    model = adapt(nn.Sequential(copy.deepcopy(pretrained)), OLoRA(2), targets=["0"])
+    x = torch.randn(20, 30, 96)[..., :48]
+    with disabled(model):
+        assert torch.equal(model(x), pretrained(x))
+        assert torch.equal(model.bfloat16()(x.bfloat16()), pretrained.bfloat16()(x.bfloat16()))
+
+
 def test_attributes_of_the_base():
     """Code that asks a layer for its sizes finds them."""
     model = adapt(mixed(), OLoRA(2), targets=TARGETS)

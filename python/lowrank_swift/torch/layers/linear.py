@@ -114,7 +114,3 @@ class Conv1D(Linear):
     def weight(self, matrix: Tensor) -> Tensor:
         """Return the transposed view."""
         return matrix.T
-
-    def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return what the layer computes without adapters, which it does with a matrix, whatever the input's shape."""
-        return LayerType.plain(self, x, weight, bias)
