@@ -52,8 +52,8 @@ public struct UpProjection {
     ///   - h: `[T, r]`, needed for dB and dC alone.
     ///   - gradients: Which gradients, and where to; `x` is dh `[T, r]`, `down` is nil.
     /// - Throws: ``LowRankError/invalidShape(argument:expected:got:)``,
-    ///   ``LowRankError/invalidArgument(argument:expected:got:)`` where h is missing, `down` is asked for or frozenColumns
-    ///   out of range, `outOfMemory`.
+    ///   ``LowRankError/invalidArgument(argument:expected:got:)`` where h is missing, `down` is asked for or
+    ///   frozenColumns out of range, `outOfMemory`.
     ///
     /// - Complexity: 2 T r m for p, the same for dB; workspace up to 3 T r.
     public func backward(

@@ -25,7 +25,9 @@ def _norm(*arrays: np.ndarray) -> float:
 
 
 def _parts(new: Arguments) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    return float64(new["down"]), dense(new["core"], new["up"].shape[1]), float64(new["up"]), float(new["scale"])
+    rank = new["up"].shape[1]
+    down = np.eye(rank) if new["down"] is None else float64(new["down"])  # Without one x is h.
+    return down, dense(new["core"], rank), float64(new["up"]), float(new["scale"])
 
 
 def _flat(array: Any) -> np.ndarray:
@@ -35,6 +37,7 @@ def _flat(array: Any) -> np.ndarray:
 
 def _check_forward(old: Arguments, new: Arguments, h: Any) -> None:
     down, core, up, scale = _parts(new)
+    h = old["x"] if h is None else h
     require_shapes({"h": (h, (*new["x"].shape[:-1], down.shape[0]))})
     assert tuple(new["out"].shape) == (*new["x"].shape[:-1], up.shape[0]), "the shape of out"
     if not is_tame(old["x"], new["down"], new["core"], new["up"], scale=scale) or not is_tame(old["out"]):
@@ -73,10 +76,12 @@ def forward(draw: Draw) -> Call:
 
 
 def native_forward(draw: Draw) -> Call:
-    adapter, tokens = adapter_arguments(draw), side(draw, 0)
-    arguments = {"x": tensor(draw, (tokens, adapter["down"].shape[1]))} | adapter
+    adapter, tokens, from_h = adapter_arguments(draw), side(draw, 0), choose(draw, (False, True))
+    rank = adapter["up"].shape[1]
+    adapter |= {"down": None} if from_h else {}
+    arguments = {"x": tensor(draw, (tokens, rank if from_h else adapter["down"].shape[1]))} | adapter
     arguments["out"] = tensor(draw, (tokens, adapter["up"].shape[0]))
-    arguments["out_h"] = tensor(draw, (tokens, adapter["up"].shape[1]))
+    arguments["out_h"] = None if from_h else tensor(draw, (tokens, rank))
     return Call(
         lambda **a: _native.adapter_forward(*a.values()),
         arguments,
@@ -144,7 +149,9 @@ def backward(draw: Draw) -> Call:
 
 def native_backward(draw: Draw) -> Call:
     adapter, tokens = adapter_arguments(draw), side(draw, 0)
-    rows, columns, rank = adapter["up"].shape[0], adapter["down"].shape[1], adapter["up"].shape[1]
+    (rows, rank), from_h = adapter["up"].shape, choose(draw, (False, True))
+    columns = rank if from_h else adapter["down"].shape[1]
+    adapter |= {"down": None} if from_h else {}
     wide = (torch.float32, torch.float64)
 
     def sometimes(shape: tuple[int, ...]) -> Any:
@@ -158,7 +165,7 @@ def native_backward(draw: Draw) -> Call:
         **adapter,
         "frozen_columns": draw(integers(0, rank)),
         "out_x": sometimes((tokens, columns)),
-        "out_down": sometimes((rank, columns)),
+        "out_down": None if from_h else sometimes((rank, columns)),
         "out_core": None if core is None else sometimes(tuple(core.shape)),
         "out_up": sometimes((rows, rank)),
     }
