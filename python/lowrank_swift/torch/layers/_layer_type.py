@@ -168,10 +168,12 @@ class ProjectingLayerType(LayerType):
         gradients: TermGradients,
     ) -> Tensor | None:
         """Go back to h in our operator, and from there to ``down`` and the input."""
+        needs_h = gradients.down or grad_x is not None
+        if not needs_h and gradients.core is None and gradients.up is None:
+            return None
         rows = self.rows(grad).flatten(0, -2)
         h = None if h is None else self.rows(h).flatten(0, -2)
         dtype = working_dtype(grad.dtype)
-        needs_h = gradients.down or grad_x is not None
         grad_h = rows.new_zeros(rows.shape[0], up.shape[1], dtype=dtype) if needs_h else None
         adapter_backward_(
             rows, None, h, None, core, up, scale, frozen_columns, grad_h, None, gradients.core, gradients.up
