@@ -34,6 +34,10 @@ void dgesdd_(const char *jobz, const int32_t *m, const int32_t *n, double *a, co
              const int32_t *ldu, double *vt, const int32_t *ldvt, double *work, const int32_t *lwork, int32_t *iwork,
              int32_t *info, size_t jobz_length);
 
+void dsyevd_(const char *jobz, const char *uplo, const int32_t *n, double *a, const int32_t *lda, double *w,
+             double *work, const int32_t *lwork, int32_t *iwork, const int32_t *liwork, int32_t *info,
+             size_t jobz_length, size_t uplo_length);
+
 // OpenBLAS's own controls.
 int openblas_get_num_threads(void);
 void openblas_set_num_threads(int count);

@@ -76,6 +76,21 @@ static PyObject *svd(PyObject *module, PyObject *const *args, Py_ssize_t count) 
   return native_finish(&call) ? PyLong_FromLongLong(passes) : NULL;
 }
 
+static PyObject *spectrum(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+  native_call call;
+  if (!native_begin(&call, module, "spectrum", count, 5)) {
+    return NULL;
+  }
+  const DLTensor *weight = native_borrow(&call, args[0], "weight", NATIVE_READ);
+  int64_t rank = native_int64(&call, args[1], "rank");
+  double tol = native_double(&call, args[2], "tol");
+  uint64_t seed = native_uint64(&call, args[3], "seed");
+  DLTensor *out_values = native_borrow(&call, args[4], "out_values", NATIVE_WRITE);
+  double norm = 0, share = 0;
+  NATIVE_RUN(&call, lr_spectrum(weight, rank, tol, seed, out_values, &norm, &share));
+  return native_finish(&call) ? Py_BuildValue("(dd)", norm, share) : NULL;
+}
+
 static PyObject *initialize(PyObject *module, PyObject *const *args, Py_ssize_t count) {
   native_call call;
   if (!native_begin(&call, module, "initialize", count, 11)) {
@@ -219,6 +234,14 @@ PyMethodDef native_methods[] = {
     {"qr", FAST(qr), "qr(weight, rank, out_q, out_r, /)\n--\n\nTruncated QR."},
     {"ldu", FAST(ldu), "ldu(weight, rank, out_l, out_d, out_u, out_perm, /)\n--\n\nTruncated LDU."},
     {"svd", FAST(svd), "svd(weight, rank, tol, seed, out_u, out_s, out_vh, /)\n--\n\nTruncated SVD; the passes made."},
+    {"spectrum", FAST(spectrum),
+     "spectrum(weight, rank, tol, seed, out_values, /)\n--\n\nLeading singular values; the norm and their share of it."},
+    {"allocate_ranks", FAST(native_allocate_ranks),
+     "allocate_ranks(values, counts, norms, limits, costs, rank_min, budget, /)\n--\n\n"
+     "Ranks from spectra; what is unspent, and a layer that is undecided or -1."},
+    {"contents", FAST(native_contents), "contents(array, name, /)\n--\n\nThe elements' bytes, row by row."},
+    {"read_file", FAST(native_read_file),
+     "read_file(descriptor, offset, out, /)\n--\n\nFills a contiguous tensor with bytes of a file."},
     {"initialize", FAST(initialize),
      "initialize(method, weight, rank, scale, in_place, tol, seed, diagonal, out_up, out_core, out_down, /)\n--\n\n"
      "Starting factors of a method."},

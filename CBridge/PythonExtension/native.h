@@ -96,6 +96,15 @@ typedef enum {
 DLTensor *native_borrow(native_call *call, PyObject *object, const char *name, int access);
 void native_release(native_tensor *tensor);
 
+// ranks.c
+
+/// allocate_ranks(values, counts, norms, limits, costs, rank_min, budget): lr_allocate_ranks over bytes of 8-byte numbers.
+PyObject *native_allocate_ranks(PyObject *module, PyObject *const *args, Py_ssize_t count);
+/// contents(array, name): the bytes of a vector's or matrix's elements, row by row.
+PyObject *native_contents(PyObject *module, PyObject *const *args, Py_ssize_t count);
+/// read_file(descriptor, offset, out): fills a contiguous tensor from a file.
+PyObject *native_read_file(PyObject *module, PyObject *const *args, Py_ssize_t count);
+
 // tensor_type.c
 
 /// Creates lowrank_swift.Tensor and adds it to the module. Returns false with an exception set.

@@ -98,7 +98,7 @@ private func write(_ source: MatrixView, to target: Tensor) throws(LowRankError)
     try requireFits(target)
 }
 
-private func requireFits(_ target: Tensor) throws(LowRankError) {
+func requireFits(_ target: Tensor) throws(LowRankError) {
     if let at = CPUBackend.shared.firstNonFinite(in: target.view) {
         throw .numericalFailure(
             operation: target.argument,

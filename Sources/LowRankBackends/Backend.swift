@@ -50,6 +50,9 @@ public protocol Backend: Sendable {
     /// For each column j the sum over i of `a[i, j] * b[i, j]`, in float64.
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double]
 
+    /// The sum of the squares of all elements, in float64; not finite where an element is not.
+    func squaredNorm(of source: MatrixView) -> Double
+
     // MARK: Products
 
     /// `c = alpha * a b + beta * c`. c is not read where beta is 0.
@@ -72,6 +75,9 @@ public protocol Backend: Sendable {
 
     /// Thin SVD of a column-major matrix, which is destroyed. u [m, k] and vh [k, n] are column-major, k = min(m, n).
     func factorSVD(_ matrix: Matrix) throws(LowRankError) -> (u: Matrix, s: [Double], vh: Matrix)
+
+    /// The eigenvalues of a symmetric column-major matrix of float64, ascending. The matrix is destroyed.
+    func symmetricEigenvalues(_ matrix: Matrix) throws(LowRankError) -> [Double]
 }
 
 extension Backend {

@@ -23,13 +23,13 @@ func requireFinite(
 }
 
 /// What is thrown where finite entries have overflowed on the way.
-func overflow(of operation: String) -> LowRankError {
+package func overflow(of operation: String) -> LowRankError {
     .numericalFailure(
         operation: operation, reason: "finite entries of the weight overflowed the working precision; scale the weight down")
 }
 
 /// Throws unless `1 <= rank <= min(rows, columns)`.
-func requireRank(_ rank: Int, of weight: MatrixView) throws(LowRankError) {
+package func requireRank(_ rank: Int, of weight: MatrixView) throws(LowRankError) {
     if weight.isEmpty {
         throw .invalidShape(argument: "weight", expected: "a matrix with at least one entry", got: "shape \(weight.shape)")
     }

@@ -148,6 +148,32 @@ static void test_forward_and_backward(void) {
               LR_STATUS_INVALID_ARGUMENT, "out_down");
 }
 
+static void test_ranks(void) {
+  // Orthogonal rows of lengths 3, 2 and 0: singular values 3, 2, 0 and norm sqrt(13).
+  float w[3 * N] = {3, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0}, values[3];
+  double norm = 0, share = 0;
+  array weight, out_values;
+  use(&weight, w, 2, 3, N), use(&out_values, values, 1, 3, 1);
+  CHECK(lr_spectrum(&weight.tensor, 3, 1e-4, 0, &out_values.tensor, &norm, &share) == LR_STATUS_OK);
+  CHECK(fabs(values[0] - 3) < tolerance && fabs(values[1] - 2) < tolerance && fabs(values[2]) < tolerance);
+  CHECK(fabs(norm - sqrt(13)) < 1e-14 && share == 1);
+  use(&out_values, values, 1, 1, 1);
+  CHECK(lr_spectrum(&weight.tensor, 1, 1e-4, 0, &out_values.tensor, NULL, &share) == LR_STATUS_OK);
+  CHECK(fabs(share - 9.0 / 13) < 1e-14);
+  CHECK_FAILS(lr_spectrum(&weight.tensor, 4, 1e-4, 0, &out_values.tensor, NULL, NULL), LR_STATUS_INVALID_ARGUMENT, "rank");
+
+  double steep[] = {3, 2, 0}, flat[] = {1, 1, 1};
+  lr_layer_spectrum_t layers[] = {{steep, 3, sqrt(13), 3, 1}, {flat, 3, sqrt(3), 3, 1}};
+  int64_t ranks[2], unspent, undecided;
+  CHECK(lr_allocate_ranks(layers, 2, 1, 3, ranks, &unspent, &undecided) == LR_STATUS_OK);
+  CHECK(ranks[0] == 1 && ranks[1] == 2 && unspent == 0 && undecided == -1);
+  CHECK(lr_allocate_ranks(layers, 2, 1, 9, ranks, &unspent, &undecided) == LR_STATUS_OK);
+  CHECK(ranks[0] == 2 && ranks[1] == 3 && unspent == 4 && undecided == -1);
+  layers[1].count = 1;
+  CHECK(lr_allocate_ranks(layers, 2, 1, 9, ranks, &unspent, &undecided) == LR_STATUS_OK && undecided == 1);
+  CHECK_FAILS(lr_allocate_ranks(layers, 2, 1, 1, ranks, &unspent, &undecided), LR_STATUS_INVALID_ARGUMENT, "budget");
+}
+
 static void test_statuses(void) {
   for (lr_status_t status = LR_STATUS_OK; status <= LR_STATUS_INTERNAL; status++) CHECK(lr_test_status(status) == status);
   CHECK_FAILS(lr_test_status(99), LR_STATUS_INVALID_ARGUMENT, "status");
@@ -231,6 +257,7 @@ int main(void) {
   test_versions();
   test_initialize_in_place();
   test_forward_and_backward();
+  test_ranks();
   test_statuses();
   test_wrong_arguments();
   test_messages_belong_to_threads();

@@ -106,7 +106,7 @@ import Testing
         }
     }
 
-    @Test(arguments: ["olora", "loldu", "lamda", "pissa"])
+    @Test(arguments: ["olora", "loldu", "lamda", "pissa", "lora_xs"])
     func initialize(method: String) throws {
         let initializer = try Initializers.named(method)
         let expected = try initializer.startingFactors(
@@ -181,7 +181,7 @@ import Testing
         }
         #expect(run(nil, scale: 1) == .invalidArgument && lastMessage == "method: expected a name, got a null pointer")
         #expect(run("lora", scale: 1) == .invalidArgument)
-        #expect(lastMessage == "method: expected one of \"olora\", \"loldu\", \"lamda\", \"pissa\", got \"lora\"")
+        #expect(lastMessage == "method: expected one of \"olora\", \"loldu\", \"lamda\", \"pissa\", \"lora_xs\", got \"lora\"")
         for scale in [Double.nan, .infinity] {
             #expect(run("olora", scale: scale) == .invalidArgument)
             #expect(lastMessage == "scale: expected a finite number, got \(scale)")

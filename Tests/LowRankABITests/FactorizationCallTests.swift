@@ -108,7 +108,7 @@ import Testing
         #expect(lastMessage == "tol: expected 0 < tol < 1, got \(tolerance)")
     }
 
-    @Test(arguments: ["lr_qr", "lr_ldu", "lr_svd", "lr_initialize olora", "lr_initialize loldu", "lr_initialize lamda"])
+    @Test(arguments: ["lr_qr", "lr_ldu", "lr_svd", "lr_spectrum", "lr_initialize olora", "lr_initialize loldu", "lr_initialize lamda"])
     func nonFiniteWeights(name: String) throws {
         for value in [Double.nan, .infinity] {
             let call = try TestCall.named(name)

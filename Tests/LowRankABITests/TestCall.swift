@@ -53,7 +53,7 @@ struct TestCall {
 
     /// Every function that takes tensors.
     static var all: [TestCall] {
-        [checkWeight, qr, ldu, svd] + ["olora", "loldu", "lamda", "pissa"].map { initialize($0) }
+        [checkWeight, qr, ldu, svd, spectrum] + ["olora", "loldu", "lamda", "pissa", "lora_xs"].map { initialize($0) }
             + [forward, backward, effectiveUp, effectiveUpBackward, merge]
     }
 
@@ -126,12 +126,18 @@ extension TestCall {
         ) { lr_svd($0[0], Int64(r), 1e-4, 0, $0[1], $0[2], $0[3], nil) }
     }
 
+    static var spectrum: TestCall {
+        TestCall("lr_spectrum", [weight, output("out_values", .init(undefined: 1, r, dimensions: 1))]) {
+            lr_spectrum($0[0], Int64(r), 1e-4, 0, $0[1], nil, nil)
+        }
+    }
+
     /// In place; the core is of the method's kind.
     static func initialize(_ method: String) -> TestCall {
         let core: Argument? =
             switch method {
             case "loldu": output("core", .init(undefined: 1, r, dimensions: 1))
-            case "lamda": output("core", .init(undefined: r, r))
+            case "lamda", "lora_xs": output("core", .init(undefined: r, r))
             default: nil
             }
         let arguments =

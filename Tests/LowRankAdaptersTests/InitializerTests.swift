@@ -19,7 +19,7 @@ struct TestTarget {
         down = TestMatrix(undefined: rank, n, type, layout)
         switch method.name {
         case "loldu": (core, kind) = (TestMatrix(undefined: 1, rank, type, layout), .diagonal)
-        case "lamda": (core, kind) = (TestMatrix(undefined: rank, rank, type, layout), .square)
+        case "lamda", "lora_xs": (core, kind) = (TestMatrix(undefined: rank, rank, type, layout), .square)
         default: (core, kind) = (nil, .identity)
         }
     }
@@ -54,11 +54,11 @@ let methodNames = Initializers.all.map { $0.name }
 
 @Suite struct InitializerTests {
     @Test func methodsAreFoundByName() throws {
-        #expect(methodNames == ["olora", "loldu", "lamda", "pissa"])
+        #expect(methodNames == ["olora", "loldu", "lamda", "pissa", "lora_xs"])
         for name in methodNames { #expect(try Initializers.named(name).name == name) }
         #expect(
             throws: LowRankError.invalidArgument(
-                argument: "method", expected: "one of \"olora\", \"loldu\", \"lamda\", \"pissa\"", got: "\"lora\"")
+                argument: "method", expected: "one of \"olora\", \"loldu\", \"lamda\", \"pissa\", \"lora_xs\"", got: "\"lora\"")
         ) { try Initializers.named("lora") }
     }
 
@@ -136,6 +136,24 @@ let methodNames = Initializers.all.map { $0.name }
         }
     }
 
+    @Test(arguments: KernelTable.available, [ScalarType.float32, .float64, .bfloat16])
+    func loraXSStartsAtZeroBetweenScaledSingularVectors(table: KernelTable, type: ScalarType) throws {
+        let backend = CPUBackend(kernels: table, threads: 2)
+        let weight = TestMatrix(.gaussian(30, 22, seed: 9), type)
+        let before = weight.bits
+        let svd = try TruncatedSVD(of: weight.view, rank: 6, on: backend)
+        let target = TestTarget(for: LoRAXS.self, 30, 22, rank: 6, type: type.computeType, layout: .strided)
+        try LoRAXS.initialize(weight.view, rank: 6, into: target.factors(scale: 2), inPlace: true, on: backend)
+        let (label, expected) = ("\(table.name) \(type)", svd.u.values.scalingColumns(by: svd.s))
+        expectSmall(
+            (target.up.values - expected).norm, size: 30, norm: expected.norm, type.computeType, within: .svd,
+            "\(label), B = U S")
+        expectEqual(target.down.values, svd.vh.values, "\(label), A = V'")
+        #expect(target.core?.values.values == [Double](repeating: 0, count: 36), "\(label), C = 0")
+        #expect(weight.bits == before, "\(label): s B C A is zero, and the residual the weight")
+        target.expectIntact(label)
+    }
+
     /// For a weight of lower rank the surplus factors carry nothing, and nothing is NaN.
     @Test(arguments: methodNames, [ScalarType.float32, .float64])
     func deficientWeightsAreReproduced(name: String, type: ScalarType) throws {
@@ -147,8 +165,10 @@ let methodNames = Initializers.all.map { $0.name }
             let target = TestTarget(for: method, 14, 9, rank: 5, type: type)
             try method.initialize(
                 weight.view, rank: 5, into: target.factors(scale: 1), inPlace: false, on: CPUBackend.shared)
+            // LoRA-XS starts at no change at all.
+            let expected = name == LoRAXS.name ? RealMatrix(14, 9, repeating: 0) : values
             expectSmall(
-                (target.product - values).norm, size: 14, norm: values.norm, type, within: .svd, "\(name) \(type)")
+                (target.product - expected).norm, size: 14, norm: values.norm, type, within: .svd, "\(name) \(type)")
         }
     }
 
@@ -179,7 +199,7 @@ let methodNames = Initializers.all.map { $0.name }
                 weight.view, rank: 3, into: target.factors(scale: 1), inPlace: false, options: options,
                 on: CPUBackend.shared)
         }
-        if ["lamda", "pissa"].contains(name) {
+        if ["lamda", "pissa", "lora_xs"].contains(name) {
             #expect(
                 throws: LowRankError.invalidArgument(argument: "tol", expected: "0 < tol < 1", got: "2.0"),
                 performing: run)

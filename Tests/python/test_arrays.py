@@ -19,7 +19,16 @@ import torch
 from lowrank_swift import _native
 from support import DTYPES, bits, run_python, views, weight
 
-FUNCTIONS: list[Callable[..., Any]] = [lrs.qr, lrs.ldu, lrs.svd, lrs.olora, lrs.loldu, lrs.lamda, lrs.pissa]
+FUNCTIONS: list[Callable[..., Any]] = [
+    lrs.qr,
+    lrs.ldu,
+    lrs.svd,
+    lrs.olora,
+    lrs.loldu,
+    lrs.lamda,
+    lrs.pissa,
+    lrs.lora_xs,
+]
 
 
 class Bare:

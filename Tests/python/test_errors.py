@@ -15,10 +15,10 @@ import torch
 from lowrank_swift import _native
 from support import bits, weight
 
-INITIALIZERS = [lrs.olora, lrs.olora_, lrs.loldu, lrs.loldu_, lrs.lamda, lrs.lamda_, lrs.pissa, lrs.pissa_]
-FUNCTIONS: list[Callable[..., Any]] = [lrs.qr, lrs.ldu, lrs.svd, *INITIALIZERS]
-SEEDED = [lrs.svd, lrs.loldu, lrs.loldu_, lrs.lamda, lrs.lamda_, lrs.pissa, lrs.pissa_]
-TOLERANT = [lrs.svd, lrs.lamda, lrs.lamda_, lrs.pissa, lrs.pissa_]
+INITIALIZERS = [lrs.olora, lrs.olora_, lrs.loldu, lrs.loldu_, lrs.lamda, lrs.lamda_, lrs.pissa, lrs.pissa_, lrs.lora_xs]
+FUNCTIONS: list[Callable[..., Any]] = [lrs.qr, lrs.ldu, lrs.svd, lrs.spectrum, *INITIALIZERS]
+SEEDED = [lrs.svd, lrs.spectrum, lrs.lora_xs, lrs.loldu, lrs.loldu_, lrs.lamda, lrs.lamda_, lrs.pissa, lrs.pissa_]
+TOLERANT = [lrs.svd, lrs.spectrum, lrs.lora_xs, lrs.lamda, lrs.lamda_, lrs.pissa, lrs.pissa_]
 
 
 def named(function: Callable[..., Any]) -> str:

@@ -26,10 +26,10 @@ from support import (
 
 Initializer = Callable[..., lrs.Factors]
 
-PLAIN: list[Initializer] = [lrs.olora, lrs.loldu, lrs.lamda, lrs.pissa]
+PLAIN: list[Initializer] = [lrs.olora, lrs.loldu, lrs.lamda, lrs.pissa, lrs.lora_xs]
 IN_PLACE: list[Initializer] = [lrs.olora_, lrs.loldu_, lrs.lamda_, lrs.pissa_]
-PAIRS = list(zip(PLAIN, IN_PLACE, strict=True))
-CORES = {"olora": 0, "loldu": 1, "lamda": 2, "pissa": 0}
+PAIRS = list(zip(PLAIN, IN_PLACE, strict=False))  # LoRA-XS has nothing to subtract
+CORES = {"olora": 0, "loldu": 1, "lamda": 2, "pissa": 0, "lora_xs": 2}
 
 
 def check_shapes(factors: lrs.Factors, rows: int, columns: int, rank: int) -> None:
@@ -121,6 +121,15 @@ def test_lamda_is_the_truncated_svd() -> None:
     assert bits(factors.up) == bits(result.U)
     assert bits(factors.core) == bits(torch.diag(result.S))
     assert bits(factors.down) == bits(result.Vh)
+
+
+def test_lora_xs_scales_the_left_singular_vectors_around_a_core_of_zeros() -> None:
+    matrix = weight(40, 30)
+    factors, result = lrs.lora_xs(matrix, 6, scale=3.0, tol=1e-5, seed=9), lrs.svd(matrix, 6, tol=1e-5, seed=9)
+    assert bits(factors.up) == bits(result.U * result.S)
+    assert bits(factors.core) == bits(torch.zeros(6, 6))
+    assert bits(factors.down) == bits(result.Vh)
+    assert not factors.delta().any()
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25, 16.0])
@@ -271,12 +280,12 @@ def test_numpy_in_place() -> None:
 
 def test_reproducible(threads: None) -> None:
     matrix = weight(200, 150)
-    for initializer in PLAIN:
+    for initializer in [*IN_PLACE, lrs.lora_xs]:
         results = []
         for count in (1, 2, 4):
             lrs.set_num_threads(count)
             changed = matrix.clone()
-            factors = getattr(lrs, f"{initializer.__name__}_")(changed, 24)
+            factors = initializer(changed, 24)
             results.append([bits(part) for part in (*factors[1:4], changed) if part is not None])
         assert results[0] == results[1] == results[2]
 

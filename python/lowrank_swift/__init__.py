@@ -20,8 +20,10 @@ from ._adapters import AdapterGradients, adapter_backward, adapter_forward, merg
 from ._config import show_config
 from ._factorizations import LDUResult, QRResult, SVDResult, ldu, qr, svd
 from ._factors import Factors
-from ._initializers import lamda, lamda_, loldu, loldu_, olora, olora_, pissa, pissa_
+from ._initializers import lamda, lamda_, loldu, loldu_, lora_xs, olora, olora_, pissa, pissa_
 from ._native import BackendUnavailableError, InternalError, LinAlgError, Tensor, get_num_threads, set_num_threads
+from ._ranks import RankAllocation, allocate_ranks
+from ._spectrum import SpectrumResult, spectrum
 from ._version import __version__
 
 __all__ = [
@@ -32,17 +34,21 @@ __all__ = [
     "LDUResult",
     "LinAlgError",
     "QRResult",
+    "RankAllocation",
     "SVDResult",
+    "SpectrumResult",
     "Tensor",
     "__version__",
     "adapter_backward",
     "adapter_forward",
+    "allocate_ranks",
     "get_num_threads",
     "lamda",
     "lamda_",
     "ldu",
     "loldu",
     "loldu_",
+    "lora_xs",
     "merge_",
     "olora",
     "olora_",
@@ -51,6 +57,7 @@ __all__ = [
     "qr",
     "set_num_threads",
     "show_config",
+    "spectrum",
     "svd",
     "unmerge_",
 ]

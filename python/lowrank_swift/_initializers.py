@@ -10,7 +10,7 @@ from ._arrays import Array
 from ._factors import Factors
 from ._weights import check_weight
 
-__all__ = ["lamda", "lamda_", "loldu", "loldu_", "olora", "olora_", "pissa", "pissa_"]
+__all__ = ["lamda", "lamda_", "loldu", "loldu_", "lora_xs", "olora", "olora_", "pissa", "pissa_"]
 
 _TOL = 1e-4
 _DIAGONAL = "ldu"
@@ -277,4 +277,43 @@ def pissa_(
     """
     return _initialize(
         "pissa", weight, rank, core_dimensions=0, scale=scale, dtype=dtype, in_place=True, tol=tol, seed=seed
+    )
+
+
+def lora_xs(
+    weight: Array,
+    rank: int,
+    *,
+    scale: float = 1.0,
+    tol: float = _TOL,
+    seed: int = 0,
+    dtype: Any | None = None,
+) -> Factors:
+    """Return LoRA-XS's starting factors: of ``W = U S V^T``, the leading ``U S`` and ``V^T`` around a core of zeros.
+
+    Their product is zero, so there is no residual to subtract and no in-place form.
+
+    Args:
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        rank (int): ``1 <= rank <= min(m, n)``.
+        scale: ``s`` of ``delta W = s * up @ core @ down``; the factors do not depend on it.
+        tol: Tolerance of the singular triplets, as in :func:`svd`.
+        seed: ``0 <= seed < 2**64``. The result is the same for the same seed.
+        dtype: Of the factors; by default float32, or float64 for a float64 weight.
+
+    Returns:
+        Factors: ``up`` ``(m, rank)``, ``core`` ``(rank, rank)`` of zeros, ``down`` ``(rank, n)`` orthonormal.
+
+    Raises:
+        TypeError: if the type of an argument or the dtype is not supported.
+        ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
+        BufferError: if the tensor is on another device.
+        LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
+
+    Reference:
+        K. Bałazy et al., LoRA-XS: Low-Rank Adaptation with Extremely Small Number of Parameters, 2024,
+        https://arxiv.org/abs/2405.17604; there the core starts near zero.
+    """
+    return _initialize(
+        "lora_xs", weight, rank, core_dimensions=2, scale=scale, dtype=dtype, in_place=False, tol=tol, seed=seed
     )

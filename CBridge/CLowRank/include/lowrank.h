@@ -44,7 +44,7 @@ enum {
 
 /// Version of this interface: major changes with a layout or a meaning, minor with an addition.
 #define LR_ABI_VERSION_MAJOR 0
-#define LR_ABI_VERSION_MINOR 1
+#define LR_ABI_VERSION_MINOR 2
 int32_t lr_abi_version_major(void);
 int32_t lr_abi_version_minor(void);
 
@@ -83,14 +83,41 @@ lr_status_t lr_ldu(const DLTensor *weight, int64_t rank, DLTensor *out_l, DLTens
 lr_status_t lr_svd(const DLTensor *weight, int64_t rank, double tol, uint64_t seed, DLTensor *out_u, DLTensor *out_s,
                    DLTensor *out_vh, int64_t *out_passes);
 
+/// Leading singular values [r], descending, the Frobenius norm of W (one pass in float64; may be NULL), and the share of
+/// its square that the values carry (may be NULL; 1 for W = 0). float32 and 16-bit weights with min(m, n) <= 1024 or
+/// rank >= min(m, n) / 4 take the eigenvalues of W'W in float64, the others lr_svd's way, which alone reads tol and seed.
+/// NON_FINITE, INVALID_ARGUMENT (tol), NUMERICAL_FAILURE (overflow on the way, or a value that does not fit `out_values`).
+lr_status_t lr_spectrum(const DLTensor *weight, int64_t rank, double tol, uint64_t seed, DLTensor *out_values,
+                        double *out_norm, double *out_share);
+
+/// What LaMDA++ knows of a layer's weight.
+typedef struct lr_layer_spectrum {
+  const double *values;  ///< Leading singular values, descending.
+  int64_t count;         ///< How many are known, at least rank_min.
+  double norm;           ///< Frobenius norm of the weight.
+  int64_t rank_max;      ///< The most rank that the layer may get, at most min(m, n).
+  int64_t cost;          ///< What one rank step takes from the budget, at least 1.
+} lr_layer_spectrum_t;
+
+/// LaMDA++'s ranks: every layer starts at rank_min, and single rank steps are granted in increasing order of
+/// (E_l(k), l, k) until the budget is spent, with l the index in `layers` (sort them by name), k the layer's rank so far
+/// and E_l(k) the share of ||W_l||_F^2 in its first k singular values. A layer takes no more at rank_max, once E_l(k) is 1
+/// (to 10 eps of float32), or if W = 0; a step that costs more than is left ends its layer's turn. `out_ranks` [layers],
+/// `out_unspent`: what is left of the budget; `out_undecided`: -1, or the index of a layer of which more singular values
+/// are needed to follow the rule to its end. INVALID_ARGUMENT for numbers out of range, or a budget below rank_min for
+/// every layer.
+lr_status_t lr_allocate_ranks(const lr_layer_spectrum_t *layers, int64_t layer_count, int64_t rank_min, int64_t budget,
+                              int64_t *out_ranks, int64_t *out_unspent, int64_t *out_undecided);
+
 /// What only some initialisers read; NULL in its place means these defaults.
 typedef struct lr_initialize_options {
-  double tol;            ///< SVD tolerance, default 1e-4. lamda, pissa.
-  uint64_t seed;         ///< Default 0. lamda, pissa, loldu with a random diagonal.
+  double tol;            ///< SVD tolerance, default 1e-4. lamda, pissa, lora_xs.
+  uint64_t seed;         ///< Default 0. lamda, pissa, lora_xs, loldu with a random diagonal.
   const char *diagonal;  ///< loldu: "ldu" (default, or NULL), "ones", "zeros", "mean", "uniform", "normal".
 } lr_initialize_options_t;
 
-/// Starting factors of a method: "olora" (no core), "loldu" (core [r]), "lamda" (core [r, r]), "pissa" (no core).
+/// Starting factors of a method: "olora" (no core), "loldu" (core [r]), "lamda" (core [r, r]), "pissa" (no core),
+/// "lora_xs" (core [r, r] of zeros).
 /// With `in_place` nonzero, W becomes the residual W - scale * B C A, from the factors as stored in the outputs, and only
 /// after they are complete and finite. `scale` is finite. INVALID_ARGUMENT for an unknown method or option; otherwise as
 /// the factorisation used. A factor that does not fit a 16-bit output, or a residual that does not fit W's dtype, is

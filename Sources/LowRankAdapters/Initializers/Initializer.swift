@@ -47,7 +47,7 @@ public protocol Initializer {
 
 /// All methods.
 public enum Initializers {
-    public static var all: [any Initializer.Type] { [OLoRA.self, LoLDU.self, LaMDA.self, PiSSA.self] }
+    public static var all: [any Initializer.Type] { [OLoRA.self, LoLDU.self, LaMDA.self, PiSSA.self, LoRAXS.self] }
 
     /// The method of a name.
     public static func named(_ name: String) throws(LowRankError) -> any Initializer.Type {

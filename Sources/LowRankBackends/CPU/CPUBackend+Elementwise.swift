@@ -158,6 +158,21 @@ extension CPUBackend {
         return sums
     }
 
+    public func squaredNorm(of source: MatrixView) -> Double {
+        if source.isEmpty { return 0 }
+        let source = inMemoryOrder(source)
+        let blockRows = max(1, (1 << 16) / source.columns)
+        let blocks = (source.rows + blockRows - 1) / blockRows
+        return withUnsafeTemporaryAllocation(of: Double.self, capacity: blocks) { sums in
+            parallelFor(blocks, threads: blocks == 1 ? 1 : threads) { block, _ in
+                let first = block * blockRows
+                let rows = source[rows: first..<min(first + blockRows, source.rows)]
+                sums[block] = columnDots(rows, rows).reduce(0, +)
+            }
+            return sums.reduce(0, +)
+        }
+    }
+
     /// The view or its transpose, whichever has the shorter steps along its lines.
     private func inMemoryOrder(_ view: MatrixView) -> MatrixView {
         abs(view.columnStride) <= abs(view.rowStride) ? view : view.transposed

@@ -131,6 +131,25 @@ extension CPUBackend {
         return (u, self.values(of: s.view), vh)
     }
 
+    public func symmetricEigenvalues(_ matrix: Matrix) throws(LowRankError) -> [Double] {
+        let (a, n, _) = try columnMajor(matrix, Double.self)
+        precondition(matrix.view.type == .float64 && matrix.rows == matrix.columns, "a symmetric matrix")
+        var values = [Double](repeating: 0, count: Int(n))
+        // For values alone: 64 columns at a time is LAPACK's own block, and two vectors beside it.
+        let workLength = n * 66 + 1
+        let memory = try allocate(bytes: Int(workLength) * MemoryLayout<Double>.stride)
+        defer { free(memory) }
+        let work = memory.assumingMemoryBound(to: Double.self)
+        var integer: Int32 = 0
+        var info: Int32 = 0
+        OpenBLASThreads.single { dsyevd_("N", "L", [n], a, [n], &values, work, [workLength], &integer, [1], &info, 1, 1) }
+        if info > 0 {
+            throw .numericalFailure(operation: "syevd", reason: "the eigenvalues did not converge (info \(info))")
+        }
+        try check(info, "syevd")
+        return values
+    }
+
     /// LAPACK's view of an owned column-major matrix.
     private func columnMajor<Scalar>(
         _ matrix: Matrix, _: Scalar.Type

@@ -20,6 +20,7 @@ from lowrank_swift.torch import (
     GradualFreeze,
     LaMDA,
     LoLDU,
+    LoRAXS,
     OLoRA,
     PiSSA,
     adapt,
@@ -34,7 +35,7 @@ from lowrank_swift.torch import (
 from lowrank_swift.torch._layer import AdaptedLayer
 from safetensors.torch import load_file, save
 from torch import nn
-from torch_support import adapted_linear, blocks, every_base, every_method, train
+from torch_support import NAMES, adapted_linear, blocks, every_base, every_method, train
 
 CONFIG, TENSORS = "lowrank_adapter.json", "lowrank_adapter.safetensors"
 X = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(3))
@@ -124,8 +125,15 @@ def test_the_base_is_not_saved_and_the_saved_model_not_changed(tmp_path):
             LaMDA(2, seed=4),
             "residual",
             {"up", "core", "down", "start_product", "frozen_columns"},
-            {"tol": 1e-4, "seed": 4},
+            {"tol": 1e-4, "seed": 4, "core_only": False},
         ),
+        (
+            LaMDA(2, core_only=True),
+            "intact",
+            {"up", "core", "down", "start_core"},
+            {"tol": 1e-4, "seed": 0, "core_only": True},
+        ),
+        (LoRAXS(2, tol=0.01), "residual", {"up", "core", "down", "start_core"}, {"tol": 0.01, "seed": 0}),
     ),
     ids=lambda value: type(value).__name__,
 )
@@ -134,9 +142,9 @@ def test_the_format(method, base, keys, options, tmp_path):
     save_adapter(adapt(nn.Sequential(nn.Linear(4, 3)), method, targets=["0"], base=base, name="a"), tmp_path, name="a")
     record = json.loads((tmp_path / CONFIG).read_text())
     assert record.pop("tensors_sha256") == hashlib.sha256((tmp_path / TENSORS).read_bytes()).hexdigest()
-    core = {"LoLDU": 1, "LaMDA": 2}.get(type(method).__name__, 0)
+    core = {LoLDU: 1, LaMDA: 2, LoRAXS: 2}.get(type(method), 0)
     layer = {
-        "method": type(method).__name__.lower(),
+        "method": NAMES[type(method)],
         "options": {"alpha": None, "rslora": False, **options},
         "base": base,
         "trains": sorted(method.trains),

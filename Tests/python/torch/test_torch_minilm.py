@@ -24,7 +24,7 @@ from lowrank_swift.torch._layer import adapted_layers
 from torch_support import LIMIT, delta, error_ratio, every_base, every_method, magnitude_of, only_factors
 
 TARGETS = ("query", "key", "value", "dense")
-RANKS = {"OLoRA": 16, "LoLDU": 96, "LaMDA": 32, "PiSSA": 16}
+RANKS = {"OLoRA": 16, "LoLDU": 96, "LaMDA": 32, "PiSSA": 16, "LoRAXS": 32}
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from lowrank_swift import Factors
-from lowrank_swift.torch import LaMDA, LoLDU, OLoRA, PiSSA, adapt, named_adapters, trainable_parameters
+from lowrank_swift.torch import LaMDA, LoLDU, LoRAXS, OLoRA, PiSSA, adapt, named_adapters, trainable_parameters
 from lowrank_swift.torch._adapter import Adapter
 from lowrank_swift.torch._layer import AdaptedLayer
 from torch import Tensor, nn
 
-METHODS = (OLoRA, LoLDU, LaMDA, PiSSA)
+METHODS = (OLoRA, LoLDU, LaMDA, PiSSA, LoRAXS)
 BASES = ("intact", "residual")
 LIMIT = 30.0
+
+NAMES = {OLoRA: "olora", LoLDU: "loldu", LaMDA: "lamda", PiSSA: "pissa", LoRAXS: "lora_xs"}
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 every_base = pytest.mark.parametrize("base", BASES)

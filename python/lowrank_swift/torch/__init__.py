@@ -9,16 +9,19 @@ from ._export import export_lora
 from ._files import load_adapter, save_adapter
 from ._freeze import GradualFreeze
 from ._merge import merge, unadapt, unmerge
+from ._ranks import allocate_ranks
 from ._summary import print_trainable_parameters
-from .methods import LaMDA, LoLDU, OLoRA, PiSSA
+from .methods import LaMDA, LoLDU, LoRAXS, OLoRA, PiSSA
 
 __all__ = [
     "GradualFreeze",
     "LaMDA",
     "LoLDU",
+    "LoRAXS",
     "OLoRA",
     "PiSSA",
     "adapt",
+    "allocate_ranks",
     "disabled",
     "export_lora",
     "load_adapter",

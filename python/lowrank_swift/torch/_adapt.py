@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from lowrank_swift import Factors, _native
+from lowrank_swift._progress import progress_bar
 
 from ._adapter import make_adapter
 from ._errors import errors_naming
 from ._install import install
 from ._layer import adapted_layers
-from ._progress import progress_bar
-from ._targets import check_name, check_site, check_unshared, find_sites
+from ._targets import check_name, check_site, check_targets, check_unshared, find_sites
 from .methods import Method
 
 __all__ = ["adapt", "named_adapters", "trainable_parameters"]
@@ -31,9 +31,9 @@ def adapt(
 ) -> nn.Module:
     """Replace layers by the same layers with an adapter made from their own weight.
 
-    The model computes what it computed before, exactly (LoLDU and LaMDA over an intact base) or to rounding, until the
-    adapters' Parameters are trained. Every Parameter that the model had is frozen (``requires_grad=False``), those of
-    earlier adapters excepted; a new head is to be made trainable afterwards.
+    The model computes what it computed before, exactly (LoLDU, LaMDA and LoRA-XS over an intact base) or to rounding,
+    until the adapters' Parameters are trained. Every Parameter that the model had is frozen (``requires_grad=False``),
+    those of earlier adapters excepted; a new head is to be made trainable afterwards.
 
     An adapted model can be converted (``half()``, ``bfloat16()``, ``double()``, ``to(dtype)``): base, frozen and
     trained factors take the new dtype, and what does not fit it becomes infinite, as in torch. LaMDA's B0 C0 stays
@@ -47,7 +47,8 @@ def adapt(
 
     Args:
         model (torch.nn.Module): on the CPU; weights float32, float64, bfloat16 or float16. Modified.
-        method (Method): :class:`OLoRA`, :class:`LoLDU`, :class:`LaMDA` or :class:`PiSSA` with its rank.
+        method (Method): :class:`OLoRA`, :class:`LoLDU`, :class:`LaMDA`, :class:`PiSSA` or :class:`LoRAXS` with its
+            rank.
         targets (Sequence[str]): qualified names of modules, or their last parts: "query" stands for every module whose
             name is "query" or ends with ".query". The modules are ``torch.nn.Linear``, ``torch.nn.Embedding`` (its
             padding row stays as it is), ``torch.nn.Conv2d`` of one group, or ``Conv1D`` of transformers.
@@ -131,10 +132,7 @@ def _check_arguments(model: object, method: object, targets: object, base: str) 
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a method such as LoLDU(rank=64), got {method!r}")
-    if isinstance(targets, str) or not isinstance(targets, Sequence):
-        raise TypeError(f"targets: expected a sequence of module names, got {targets!r}")
-    if not targets or not all(isinstance(target, str) and target for target in targets):
-        raise ValueError(f"targets: expected at least one module name and no empty one, got {targets!r}")
+    check_targets(targets)
     if base not in ("intact", "residual"):
         raise ValueError(f'base: expected "intact" or "residual", got {base!r}')
 

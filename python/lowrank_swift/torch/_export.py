@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_swift import LinAlgError
+from lowrank_swift._atomic import replacing_files
+from lowrank_swift._progress import progress_bar
 
 from ._adapter import Term
-from ._atomic import replacing_files
 from ._errors import errors_naming
 from ._format import LORA_CONFIG_FILE, LORA_TENSORS_FILE, lora_config, lora_keys
 from ._layer import AdaptedLayer
 from ._ops import effective_up
 from ._precision import working_dtype
-from ._progress import progress_bar
 from ._targets import adapted_sites
 from .layers import LayerType
 

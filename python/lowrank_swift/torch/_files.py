@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_swift import Factors, _native
+from lowrank_swift._atomic import replacing_files
+from lowrank_swift._progress import progress_bar
 
 from ._adapter import Adapter, make_adapter
-from ._atomic import replacing_files
 from ._errors import errors_naming
 from ._format import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE, AdapterRecord, LayerRecord, tensor_key
 from ._install import install
 from ._layer import AdaptedLayer
 from ._precision import working_dtype
-from ._progress import progress_bar
 from ._targets import Site, adapted_sites, check_name, check_site, check_unshared, sites_named
 
 __all__ = ["load_adapter", "save_adapter"]

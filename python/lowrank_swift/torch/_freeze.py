@@ -22,10 +22,11 @@ class GradualFreeze:
 
     With T = ``total_steps`` and F = max(1, round(fraction * T)), after optimizer step t the first
     ``min(r, r * t // F)`` columns of every ``up`` that trains beside a core are frozen; with a fraction of 0 all are
-    from the start. A frozen column gets no gradient and is bit for bit what it was, whatever momentum or weight decay
-    the optimizer has. When an ``up`` is wholly frozen it stops requiring a gradient and its optimizer state is
-    released. Where ``torch.distributed`` is initialised it goes on requiring one, which is zero, and keeps its state:
-    the other processes wait for a gradient.
+    from the start, for which ``LaMDA(core_only=True)`` is the better way: it needs no schedule and stores what the core
+    has changed. A frozen column gets no gradient and is bit for bit what it was, whatever momentum or weight decay the
+    optimizer has. When an ``up`` is wholly frozen it stops requiring a gradient and its optimizer state is released.
+    Where ``torch.distributed`` is initialised it goes on requiring one, which is zero, and keeps its state: the other
+    processes wait for a gradient.
 
     Every call of :meth:`step` counts, also after an optimizer step that a ``GradScaler`` skipped.
 

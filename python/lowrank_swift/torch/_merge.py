@@ -8,10 +8,11 @@ from typing import cast
 
 from torch import nn
 
+from lowrank_swift._progress import progress_bar
+
 from ._adapter import Term
 from ._errors import errors_naming
 from ._layer import AdaptedLayer
-from ._progress import progress_bar
 from ._sums import surely_fits, with_terms
 from ._targets import Site, adapted_sites, require_adapted
 

@@ -19,6 +19,7 @@ __all__ = [
     "adapted_sites",
     "check_name",
     "check_site",
+    "check_targets",
     "check_unshared",
     "find_sites",
     "require_adapted",
@@ -133,6 +134,19 @@ def _chosen(sites: Sequence[Site], wanted: Collection[str]) -> list[Site]:
         if len(shared) > 1:
             raise ValueError(f"targets: expected modules with one name, got one that is shared as {', '.join(shared)}")
     return chosen
+
+
+def check_targets(targets: object) -> None:
+    """Refuse what can't name modules.
+
+    Raises:
+        TypeError: if it is no sequence.
+        ValueError: if it is empty or holds anything but names.
+    """
+    if isinstance(targets, str) or not isinstance(targets, Sequence):
+        raise TypeError(f"targets: expected a sequence of module names, got {targets!r}")
+    if not targets or not all(isinstance(target, str) and target for target in targets):
+        raise ValueError(f"targets: expected at least one module name and no empty one, got {targets!r}")
 
 
 def check_name(name: object) -> None:

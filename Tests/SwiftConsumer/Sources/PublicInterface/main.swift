@@ -92,7 +92,7 @@ func room(for method: any Initializer.Type, _ type: ScalarType = .float64) throw
     let core: Core =
         switch method.name {
         case "loldu": .diagonal(zeros(rank, 1, type))
-        case "lamda": .square(zeros(rank, rank, type))
+        case "lamda", "lora_xs": .square(zeros(rank, rank, type))
         default: .identity
         }
     return try Factors(up: zeros(m, rank, type), core: core, down: zeros(rank, n, type), scale: scale)

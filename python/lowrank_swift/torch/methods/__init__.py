@@ -6,7 +6,8 @@ from __future__ import annotations
 from ._method import Method, Option
 from .lamda import LaMDA
 from .loldu import LoLDU
+from .lora_xs import LoRAXS
 from .olora import OLoRA
 from .pissa import PiSSA
 
-__all__ = ["LaMDA", "LoLDU", "Method", "OLoRA", "Option", "PiSSA"]
+__all__ = ["LaMDA", "LoLDU", "LoRAXS", "Method", "OLoRA", "Option", "PiSSA"]

@@ -27,7 +27,7 @@ class Method(ABC):
         rank (int | Mapping[str, int]): r, for every layer or by the layer's qualified name.
         alpha (float | None): numerator of the scale; None means r, so that the scale is 1 (sqrt(r) with ``rslora``).
         rslora (bool): rank-stabilised scale alpha / sqrt(r) in place of alpha / r (arXiv 2312.03732).
-        trains (frozenset[str]): which of "up", "core" and "down" train.
+        trains (frozenset[str]): which of "up", "core" and "down" train; an option may change it.
 
     Raises:
         TypeError: if a rank is not an integer.
