@@ -10,6 +10,7 @@ import typer
 import lowrank_swift
 from lowrank_swift.cli.demo import demo
 from lowrank_swift.cli.info import info
+from lowrank_swift.cli.ranks import ranks
 
 __all__ = ["app"]
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(info)
+app.command()(ranks)
 
 
 def _print_version(wanted: bool) -> None:
