@@ -38,9 +38,11 @@ test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Pyth
 test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls and more of every function, some minutes
 	$(VENV_PYTHON) -m pytest Tests/python/fuzz -m 'slow or not slow' -s
 
-bench: $(VENV)/.installed-demo ## Time the initializers beside PEFT's and torch's, and check the results
+bench: $(VENV)/.installed-demo $(VENV)/.model ## Time the initializers beside PEFT's and torch's, and check the results
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/run.py \
 		--shapes small,4096,11008 --out bench-results.json
+	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/lamda_freezing.py \
+		--out bench-freezing.json
 
 docs: $(VENV)/.installed-docs ## Build the user's guide in docs/_build
 	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
