@@ -194,7 +194,12 @@ def table(result: dict[str, Any]) -> Table:
     for key, cost in result["bytes"].items():
         time = result["milliseconds"].get(key)
         step = "-" if time is None else f"{time['median']:.0f}"
-        grid.add_row(key, step, *(f"{cost[name] / 1e6:.2f}" for name in megabytes), f"{cost['trained_numbers']:,}")
+        grid.add_row(
+            key,
+            step,
+            *(f"{cost[name] / 1e6:.2f}" if cost[name] else "-" for name in megabytes),
+            f"{cost['trained_numbers']:,}",
+        )
     return grid
 
 

@@ -38,10 +38,13 @@ def assert_one_sentence(result: Result, *parts: str) -> None:
         (["--max-length", "2"], "--max-length: expected at least 3, got 2"),
         (
             ["--methods", "lora,dora"],
-            "--methods: expected names among head, lora, olora, loldu, lamda, full, got 'dora'",
+            "--methods: expected names among head, lora, olora, loldu, lamda, lamda++, full, got 'dora'",
         ),
         (["--methods", "lora,lora"], "--methods: expected each name once, got lora,lora"),
-        (["--methods", ","], "--methods: expected at least one of head, lora, olora, loldu, lamda, full, got none"),
+        (
+            ["--methods", ","],
+            "--methods: expected at least one of head, lora, olora, loldu, lamda, lamda++, full, got none",
+        ),
     ],
 )
 def test_bad_options_are_one_sentence_and_status_2(arguments: list[str], message: str) -> None:

@@ -18,7 +18,7 @@ from lowrank_swift.demo.train import batch_indices, collate
 from typer.testing import CliRunner, Result
 
 HIDDEN, INTERMEDIATE, LAYERS = 32, 48, 2
-METHODS = ("head", "lora", "olora", "loldu", "lamda", "full")
+METHODS = ("head", "lora", "olora", "loldu", "lamda", "lamda++", "full")
 SHAPES = [(HIDDEN, HIDDEN)] * 4 + [(INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
 WORDS = ("read", "write", "parse", "close", "socket", "header", "tree", "queue", "lock", "colour", "date", "random")
 
@@ -119,6 +119,8 @@ def test_parameter_counts(record: dict[str, Any]) -> None:
     assert counts["loldu"] == (LAYERS * len(SHAPES) * 4,) * 2
     cores = LAYERS * len(SHAPES) * 4 * 4
     assert counts["lamda"] == (LAYERS * sum(4 * m for m, _ in SHAPES) + cores, cores)
+    # Ranks of the same mean: their squares can only be more, as many as what LaMDA keeps if they are all the same.
+    assert counts["lamda++"][0] > counts["lamda++"][1] >= cores
     assert counts["full"][0] > both
 
 

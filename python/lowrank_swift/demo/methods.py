@@ -26,7 +26,7 @@ class Method:
         label: Name in tables and plots.
         ours: Whether lowrank_swift provides it.
         colour: In the plot; Okabe and Ito's, which colour-blind readers can tell apart.
-        rank: Default rank, or None where there is none.
+        rank: Default rank, the mean one where layers differ, or None where there is none.
         learning_rate: Peak learning rate of the encoder's trainable parameters (AdamW).
         prepare: (encoder, names of the layers to adapt, rank) -> the encoder to train, its trainable parameters marked.
         schedule: (encoder, steps, optimizer) -> what to call after each optimizer step.
@@ -80,6 +80,13 @@ def _lamda(encoder: nn.Module, targets: Sequence[str], rank: int) -> nn.Module:
     return adapt(encoder, LaMDA(rank), targets=targets, progress=False)
 
 
+def _lamda_plus_plus(encoder: nn.Module, targets: Sequence[str], rank: int) -> nn.Module:
+    from lowrank_swift.torch import LaMDA, adapt, allocate_ranks
+
+    ranks = allocate_ranks(encoder, targets, mean_rank=rank, progress=False)
+    return adapt(encoder, LaMDA(ranks), targets=targets, progress=False)
+
+
 def _freeze_gradually(encoder: nn.Module, steps: int, optimizer: Optimizer) -> Callable[[], object]:
     from lowrank_swift.torch import GradualFreeze
 
@@ -92,5 +99,6 @@ METHODS: dict[str, Method] = {
     "olora": Method("OLoRA", True, "#0072B2", 16, 1e-3, _olora),
     "loldu": Method("LoLDU", True, "#D55E00", 128, 2e-3, _loldu),
     "lamda": Method("LaMDA", True, "#009E73", 32, 1e-3, _lamda, _freeze_gradually),
+    "lamda++": Method("LaMDA++", True, "#56B4E9", 32, 1e-3, _lamda_plus_plus, _freeze_gradually),
     "full": Method("full fine-tuning", False, "#CC79A7", None, 2e-4, _full),
 }

@@ -151,6 +151,17 @@ func checkFactorisations() throws(LowRankError) {
     check("svd passes", svd.passes >= 1)
 }
 
+func checkRanks() throws(LowRankError) {
+    let full = min(m, n)
+    let spectrum = try Spectrum(of: view(weight), rank: full, on: backend)
+    check("norm", (spectrum.norm / weight.norm - 1).magnitude < 1e-14)
+    check("all energy", (spectrum.shares[full - 1] - 1).magnitude < 1e-14)
+    let flat = Spectrum(values: [1, 1, 1], norm: 2)
+    let layers = [spectrum, flat].map { RankAllocation.Layer(spectrum: $0, maxRank: $0.values.count) }
+    let allocation = try RankAllocation(layers, minRank: 1, budget: 20)
+    check("ranks", allocation.ranks == [full, 3] && allocation.unspent == 17 - full && allocation.undecided == nil)
+}
+
 func checkOptions() throws(LowRankError) {
     var options = InitializerOptions()
     options.diagonal = .normal
@@ -221,6 +232,7 @@ func checkThreads() {
 
 for method in Initializers.all { try checkMethod(method) }
 try checkFactorisations()
+try checkRanks()
 try checkOptions()
 try checkNarrowTypes()
 try checkEffectiveUp()
