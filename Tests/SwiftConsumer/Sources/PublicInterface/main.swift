@@ -65,8 +65,9 @@ func zeros(_ rows: Int, _ columns: Int, _ type: ScalarType = .float64) -> Matrix
 }
 
 func equal(_ a: Elements, _ b: Elements, _ epsilon: Double = ScalarType.float64.epsilon) -> Bool {
-    let ratio = (a + -1 * b).norm / (Double(max(a.rows, a.columns)) * b.norm * epsilon)
-    return (a.rows, a.columns) == (b.rows, b.columns) && ratio < 30
+    let difference = (a + -1 * b).norm
+    let unit = Double(max(a.rows, a.columns)) * b.norm * epsilon
+    return (a.rows, a.columns) == (b.rows, b.columns) && (difference == 0 || difference / unit < 30)
 }
 
 func coreElements(_ core: Core, rank: Int) -> Elements {
