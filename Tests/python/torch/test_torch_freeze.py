@@ -220,3 +220,16 @@ def test_a_model_with_nothing_to_freeze():
     model = adapt(nn.Sequential(nn.Linear(4, 4)), LoLDU(2), targets=["0"])
     with pytest.raises(ValueError, match="expected an adapter that trains up and core"):
         GradualFreeze(model, 10)
+
+
+def test_steps_taken_before_count():
+    """A training continued without the schedule's state: the count is given, and what the model has frozen stays."""
+    model = lamda(rank=6)
+    ((_, adapter),) = model[0].named_adapters()
+    GradualFreeze(model, total_steps=18, fraction=0.5, steps=4)
+    assert int(adapter.frozen_columns) == 6 * 4 // 9 == 2
+    GradualFreeze(model, total_steps=40, fraction=0.5, steps=4)
+    assert int(adapter.frozen_columns) == 2
+    for steps, error in ((-1, ValueError), (2.0, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="steps: expected"):
+            GradualFreeze(model, total_steps=20, steps=steps)

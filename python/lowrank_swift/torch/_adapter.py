@@ -92,7 +92,7 @@ class Adapter(nn.Module, ABC):
         return Term(self.scale, self.down, self.core, self.up)
 
     def terms(self) -> tuple[Term, ...]:
-        """Return what the layer adds to its base's output."""
+        """Return what the layer adds to its base's output; the first term has all that trains."""
         return self.change() if self.intact else (self.trained(),)
 
     def pretrained_terms(self) -> tuple[Term, ...]:
@@ -149,7 +149,8 @@ class UpCoreAdapter(Adapter):
     """Core and up train. Over an intact base the one m x r matrix B C - B0 C0 takes the place of both.
 
     ``start_product`` (B0 C0) has the dtype that sums are taken in, so that the difference is exactly zero at the start.
-    ``frozen_columns`` counts the leading columns of ``up`` that do not train any more; :class:`GradualFreeze` sets it.
+    ``frozen_columns`` counts the leading columns of ``up`` that do not train any more; :class:`GradualFreeze` sets it,
+    and ``up_retired`` once ``up`` is to require no gradient for the rest of the training.
     """
 
     def __init__(self, factors: Factors, intact: bool, frozen_dtype: torch.dtype) -> None:
@@ -160,6 +161,7 @@ class UpCoreAdapter(Adapter):
         self.register_buffer("frozen_columns", torch.zeros((), dtype=torch.int64, device=factors.up.device))
         self.up = nn.Parameter(factors.up)
         self.core = nn.Parameter(factors.core)
+        self.up_retired = False
 
     up: nn.Parameter
     core: nn.Parameter

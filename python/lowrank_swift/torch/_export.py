@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from ._precision import working_dtype
 from ._targets import adapted_sites
 from .layers import LayerType
 
-__all__ = ["export_lora"]
+__all__ = ["LayerChange", "export_lora", "write_lora"]
 
 
 def export_lora(
@@ -56,33 +58,58 @@ def export_lora(
         LinAlgError: if a factor is not finite in ``dtype``.
         OSError: if the files can't be written.
     """
+    changes: dict[str, LayerChange] = {}
+    for site in adapted_sites(model):
+        assert isinstance(site.module, AdaptedLayer)
+        adapters = [adapter for own_name, adapter in site.module.named_adapters() if name in (None, own_name)]
+        if adapters:
+            changes[site.name] = LayerChange(site.layer_type, [term for each in adapters for term in each.change()])
+    if not changes:
+        raise ValueError(f"name: expected the name of an adapter of the model or None, got {name!r}")
+    write_lora(changes, folder, dtype=dtype, progress=progress)
+
+
+class LayerChange(NamedTuple):
+    """What adapters have changed in a layer."""
+
+    layer_type: LayerType
+    terms: Sequence[Term]
+
+
+def write_lora(
+    changes: Mapping[str, LayerChange],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype,
+    progress: bool | None,
+    tensors: Mapping[str, Tensor] = MappingProxyType({}),
+    config: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write changes of layers, by the layers' names, as plain LoRA; further tensors and entries of the configuration.
+
+    Raises:
+        TypeError: if ``dtype`` is no floating-point dtype.
+        ValueError: if PEFT's LoRA computes something else for one of the layers.
+        LinAlgError: if a factor is not finite in ``dtype``.
+        OSError: if the files can't be written.
+    """
     from safetensors.torch import save_file
 
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
-    terms: dict[str, list[Term]] = {}
-    types: dict[str, LayerType] = {}
-    for site in adapted_sites(model):
-        assert isinstance(site.module, AdaptedLayer)
-        for own_name, adapter in site.module.named_adapters():
-            if name is None or own_name == name:
-                terms.setdefault(site.name, []).extend(adapter.change())
-                types[site.name] = site.layer_type
-    if not terms:
-        raise ValueError(f"name: expected the name of an adapter of the model or None, got {name!r}")
-    rank = max(sum(term.down.shape[0] for term in of_layer) for of_layer in terms.values())
-    tensors: dict[str, Tensor] = {}
-    with progress_bar("Exporting", len(types), progress) as advance:
-        for layer, layer_type in types.items():
-            with errors_naming(layer):
-                factors = layer_type.lora_factors(*_lora_factors(terms[layer], rank, dtype))
-            tensors |= dict(zip(lora_keys(layer, layer_type.lora_factor), factors, strict=True))
+    rank = max(sum(term.down.shape[0] for term in change.terms) for change in changes.values())
+    tensors = dict(tensors)
+    with progress_bar("Exporting", len(changes), progress) as advance:
+        for name, (layer_type, terms) in changes.items():
+            with errors_naming(name):
+                factors = layer_type.lora_factors(*_lora_factors(terms, rank, dtype))
+            tensors |= dict(zip(lora_keys(name, layer_type.lora_factor), factors, strict=True))
             advance()
-    fan_in_fan_out = any(layer_type.fan_in_fan_out for layer_type in types.values())
-    config = json.dumps(lora_config(list(terms), rank, fan_in_fan_out), indent=2) + "\n"
+    fan_in_fan_out = any(change.layer_type.fan_in_fan_out for change in changes.values())
+    entries = {**lora_config(list(changes), rank, fan_in_fan_out), **config}
     with replacing_files(Path(folder), (LORA_TENSORS_FILE, LORA_CONFIG_FILE)) as (tensors_path, config_path):
         save_file(tensors, tensors_path, {"format": "pt"})
-        config_path.write_text(config)
+        config_path.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 @torch.no_grad()

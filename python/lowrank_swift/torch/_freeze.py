@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ._adapter import UpCoreAdapter
-from ._layer import adapted_layers
 
 __all__ = ["GradualFreeze"]
 
@@ -33,14 +32,17 @@ class GradualFreeze:
     To continue a training, load the model's ``state_dict`` first and this object's after it.
 
     Args:
-        model (torch.nn.Module): an adapted model.
+        model (torch.nn.Module): a model with adapters of this package, put there by :func:`adapt` or by PEFT. Those
+            whose core trains are frozen.
         total_steps (int): T, optimizer steps (not micro-batches) in the whole training, at least 1.
         fraction (float): eta in [0, 1], the part of the training after which ``up`` is wholly frozen.
         optimizer (torch.optim.Optimizer | None): whose state is released. None means the optimizer that holds the
             Parameter when next it steps.
+        steps (int): optimizer steps that were taken before, where a training is continued without this object's state.
+            What the model says is frozen stays frozen.
 
     Raises:
-        TypeError: if ``total_steps`` is not an int or ``optimizer`` no optimizer.
+        TypeError: if ``total_steps`` or ``steps`` is not an int or ``optimizer`` no optimizer.
         ValueError: if a number is out of range, or no adapter of the model trains ``up`` and ``core``.
 
     Example:
@@ -62,11 +64,17 @@ class GradualFreeze:
         total_steps: int,
         fraction: float = 0.3,
         optimizer: torch.optim.Optimizer | None = None,
+        *,
+        steps: int = 0,
     ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int):
             raise TypeError(f"total_steps: expected an int, got {total_steps!r}")
         if total_steps < 1:
             raise ValueError(f"total_steps: expected at least 1, got {total_steps}")
+        if isinstance(steps, bool) or not isinstance(steps, int):
+            raise TypeError(f"steps: expected an int, got {steps!r}")
+        if steps < 0:
+            raise ValueError(f"steps: expected at least 0, got {steps}")
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
@@ -74,13 +82,12 @@ class GradualFreeze:
         self.total_steps = total_steps
         self.fraction = fraction
         self.optimizer = optimizer
-        self._steps = 0
+        self._steps = steps
         self._releases: list[_StateRelease] = []
         self._columns = [
-            _FrozenColumns(adapter)
-            for _, layer in adapted_layers(model)
-            for _, adapter in layer.named_adapters()
-            if isinstance(adapter, UpCoreAdapter)
+            _FrozenColumns(module)
+            for module in model.modules()
+            if isinstance(module, UpCoreAdapter) and module.core.requires_grad
         ]
         if not self._columns:
             raise ValueError("model: expected an adapter that trains up and core, such as LaMDA's, got none")
@@ -164,6 +171,7 @@ class _FrozenColumns:
         if self.count < self.rank or not up.requires_grad or _is_distributed():
             return False
         up.requires_grad_(False)
+        self.adapter.up_retired = True
         up.grad = None
         self.copy = None
         return True

@@ -16,11 +16,27 @@ from ._adapter import Term
 from ._ops import effective_up, effective_up_backward_
 from .layers import LayerType, TermGradients
 
-__all__ = ["adapted_output"]
+__all__ = ["adapted_output", "terms_output"]
 
 
 def adapted_output(x: Tensor, weight: Tensor, bias: Tensor | None, layer: LayerType, terms: Sequence[Term]) -> Tensor:
     """Return what a layer and terms make of a prepared input."""
+    return _output(_AdaptedFunction, x, weight, bias, layer, terms)
+
+
+def terms_output(x: Tensor, like: Tensor, layer: LayerType, terms: Sequence[Term]) -> Tensor:
+    """Return what terms alone make of a prepared input, as an output of ``layer.operate`` like another."""
+    return _output(_TermsFunction, x, like, None, layer, terms)
+
+
+def _output(
+    function: type[_AdaptedFunction],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layer: LayerType,
+    terms: Sequence[Term],
+) -> Tensor:
     arguments = (
         x,
         weight,
@@ -29,7 +45,6 @@ def adapted_output(x: Tensor, weight: Tensor, bias: Tensor | None, layer: LayerT
         tuple(term.scale for term in terms),
         *(tensor for term in terms for tensor in _tensors(term)),
     )
-    function = _AdaptedFunction
     # Where no gradient is asked for, Dynamo traces `apply` of variadic arguments with one too many.
     call = function.forward if torch.compiler.is_compiling() and not _needs_grad(arguments) else function.apply
     out: Tensor = call(*arguments)[0]
@@ -75,28 +90,12 @@ class _AdaptedFunction(torch.autograd.Function):
         scales: tuple[float, ...],
         *flat: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        out = layer.operate(x, weight, bias)
-        kept = []
-        for scale, (down, core, up, start, _) in zip(scales, _grouped(flat), strict=True):
-            if start is not None:
-                core, up = None, effective_up(up, core, start)
-            kept.append(layer.add_term(x, down, core, up, scale, out))
-        return (out, *kept)
+        return _with_terms(layer.operate(x, weight, bias), x, layer, scales, flat)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, weight, _, layer, scales, *flat = inputs
-        _, *kept = output
-        ctx.mark_non_differentiable(*kept)
-        ctx.set_materialize_grads(False)
-        needed = list(_grouped(ctx.needs_input_grad[_FIRST_TERM:]))
-        ctx.layer, ctx.scales, ctx.size = layer, scales, x.shape
-        ctx.save_for_backward(
-            x if any(need.down for need in needed) else None,
-            weight if ctx.needs_input_grad[0] else None,
-            *flat,
-            *(h if need.core or need.up else None for h, need in zip(kept, needed, strict=True)),
-        )
+        _keep(ctx, x, weight, layer, scales, flat, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -111,6 +110,56 @@ class _AdaptedFunction(torch.autograd.Function):
     @staticmethod
     def vmap(*_: Any) -> None:
         raise _no_vmap()
+
+
+class _TermsFunction(_AdaptedFunction):
+    """The terms alone; in place of a weight it takes a tensor like its output."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, like: Tensor, _: Tensor | None, layer: LayerType, scales: tuple[float, ...], *flat: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return _with_terms(torch.zeros_like(like), x, layer, scales, flat)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, _, _, layer, scales, *flat = inputs
+        _keep(ctx, x, None, layer, scales, flat, output)
+
+
+def _with_terms(
+    out: Tensor, x: Tensor, layer: LayerType, scales: Sequence[float], flat: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
+    """Add terms to an output in place, and return it with every term's h."""
+    kept = []
+    for scale, (down, core, up, start, _) in zip(scales, _grouped(flat), strict=True):
+        if start is not None:
+            core, up = None, effective_up(up, core, start)
+        kept.append(layer.add_term(x, down, core, up, scale, out))
+    return (out, *kept)
+
+
+def _keep(
+    ctx: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    layer: LayerType,
+    scales: Sequence[float],
+    flat: Sequence[Tensor | None],
+    output: tuple[Tensor, ...],
+) -> None:
+    """Keep what the backward needs."""
+    _, *kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    needed = list(_grouped(ctx.needs_input_grad[_FIRST_TERM:]))
+    ctx.layer, ctx.scales, ctx.size = layer, scales, x.shape
+    ctx.save_for_backward(
+        x if any(need.down for need in needed) else None,
+        weight if ctx.needs_input_grad[0] else None,
+        *flat,
+        *(h if need.core or need.up else None for h, need in zip(kept, needed, strict=True)),
+    )
 
 
 class _BackwardFunction(torch.autograd.Function):
@@ -154,7 +203,10 @@ def _backward(
     needed = list(_grouped(needs_input_grad[_FIRST_TERM:]))
     terms = _grouped(saved[: _TENSORS_PER_TERM * len(needed)])
     # Under autocast the forward's product was made in grad's dtype from a cast of W; elsewhere the cast is no copy.
-    grad_x = None if weight is None else layer.input_gradient(grad, weight.to(grad.dtype), size)
+    if weight is not None:
+        grad_x: Tensor | None = layer.input_gradient(grad, weight.to(grad.dtype), size)
+    else:
+        grad_x = grad.new_zeros(size) if needs_input_grad[0] else None
     grads: list[Tensor | None] = []
     for scale, term, need, h in zip(scales, terms, needed, saved[_TENSORS_PER_TERM * len(needed) :], strict=True):
         grads += _term_backward(layer, grad, x, h, scale, term, need, grad_x)

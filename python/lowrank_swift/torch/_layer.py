@@ -12,7 +12,7 @@ from ._adapter import Adapter, Term
 from ._function import adapted_output
 from .layers import layer_type_of
 
-__all__ = ["AdaptedLayer", "adapted_layers"]
+__all__ = ["AdaptedLayer", "adapted_layers", "require_frozen"]
 
 
 class AdaptedLayer(nn.Module):
@@ -102,11 +102,7 @@ class AdaptedLayer(nn.Module):
                 requires grad.
         """
         weight, bias = self.base_weight, self.bias
-        if weight.requires_grad or (bias is not None and bias.requires_grad):
-            raise ValueError(
-                "base: expected frozen parameters (requires_grad=False), got a weight or bias that requires grad; "
-                "an adapted layer computes no gradient for them"
-            )
+        require_frozen(weight, bias)
         if self.disabled:
             terms = self.pretrained_terms()
         elif self.merged_weight is not None:
@@ -118,6 +114,19 @@ class AdaptedLayer(nn.Module):
         # Reshaped out here, where autograd sees it: an in-place operation on the output is then allowed.
         prepared = self.layer_type.prepare(x)
         return self.layer_type.finish(adapted_output(prepared, weight, bias, self.layer_type, terms), x)
+
+
+def require_frozen(weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse to compute with parameters that want a gradient.
+
+    Raises:
+        ValueError: if one does.
+    """
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        raise ValueError(
+            "base: expected frozen parameters (requires_grad=False), got a weight or bias that requires grad; "
+            "an adapted layer computes no gradient for them"
+        )
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:

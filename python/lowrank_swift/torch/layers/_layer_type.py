@@ -76,6 +76,10 @@ class LayerType(ABC):
         """Return what :meth:`operate` made of an input in the shape of the layer's output."""
 
     @abstractmethod
+    def unfinish(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return the layer's output for an input as :meth:`operate` makes it: :meth:`finish` undone."""
+
+    @abstractmethod
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return what a layer of this type computes for a prepared input."""
 

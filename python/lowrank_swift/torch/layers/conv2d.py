@@ -76,6 +76,10 @@ class Conv2d(ProjectingLayerType):
         """Return the output without N for an input without it."""
         return out.squeeze(0) if x.dim() == 3 else out
 
+    def unfinish(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return the output with N."""
+        return out.unsqueeze(0) if x.dim() == 3 else out
+
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution."""
         return nn.functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation)

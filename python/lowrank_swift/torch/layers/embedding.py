@@ -62,6 +62,10 @@ class Embedding(ProjectingLayerType):
         """Return the rows with the dimensions of their indices."""
         return out.view(*x.shape, out.shape[-1])
 
+    def unfinish(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return an output as a matrix."""
+        return out.reshape(-1, out.shape[-1])
+
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the rows of a weight at the indices; there is no bias."""
         return nn.functional.embedding(x, weight)

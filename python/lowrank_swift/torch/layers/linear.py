@@ -50,6 +50,10 @@ class Linear(LayerType):
         """Return an output with the leading dimensions of its input."""
         return out.view(*x.shape[:-1], out.shape[-1])
 
+    def unfinish(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return an output as a matrix."""
+        return out.reshape(-1, out.shape[-1])
+
     def plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return what the layer computes without adapters, from an input of any shape."""
         self._check(x)
