@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
@@ -141,7 +141,7 @@ def _reason_against(layer: LoraLayer) -> str | None:
 
 def _start(layer: LoraLayer, adapter_name: str, subtract: _Subtract, *, in_place: bool) -> None:
     """Subtract the start from the base's weight and make it the adapter's A and B."""
-    weight = layer.get_base_layer().weight
+    weight = cast(nn.Parameter, layer.get_base_layer().weight)
     rank = layer.r[adapter_name]
     _check(layer, adapter_name, weight, rank)
     data = weight.data if in_place else weight.data.clone()
