@@ -35,7 +35,7 @@ test-abi: $(VENV)/.system ## Call the C ABI from a C program
 test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Python package
 	$(VENV_PYTHON) -m pytest Tests/python
 
-test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls and more of every function, some minutes
+test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls of every function, and repeat calls to find leaks
 	$(VENV_PYTHON) -m pytest Tests/python/fuzz -m 'slow or not slow' -s
 
 bench: $(VENV)/.installed-demo $(VENV)/.model ## Time the initializers beside PEFT's and torch's, and check the results

@@ -126,14 +126,19 @@ def minilm_weights() -> dict[str, torch.Tensor]:
         return {key: file.get_tensor(name) for key, name in names.items()}
 
 
-def run_python(code: str, **environment: str) -> str:
-    """Run code in a fresh Python that sees the same package, and return what it printed."""
+def python_environment(**environment: str) -> dict[str, str]:
+    """The environment in which a fresh Python sees the same package."""
     import lowrank_swift
 
     path = os.pathsep.join(filter(None, [str(Path(lowrank_swift.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **environment}
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run code in a fresh Python that sees the same package, and return what it printed."""
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env=python_environment(**environment),
         capture_output=True,
         text=True,
         timeout=120,

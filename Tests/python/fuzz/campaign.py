@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import faulthandler
 import re
+import resource
 import sys
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -78,6 +80,8 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
 TRIVIAL = {"show_config": 50, "set_num_threads": 200, "_native.config": 20}
 
 SECONDS_PER_CALL = 60
+# Three times what the libraries map: a call that asks for more than is there must not get at the machine's memory.
+ADDRESS_SPACE = 4 * 2**30
 
 DOCUMENTED = (TypeError, ValueError, BufferError, lrs.LinAlgError)
 # A failed computation names what was computed.
@@ -233,6 +237,7 @@ def fuzz(name: str, examples: int, start: int, log: Callable[[str], None]) -> tu
 def main() -> int:
     """Run the campaign; print how the calls ended."""
     faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     examples, start, names = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] or [*CALLS]
     log_file = sys.stderr
 
@@ -244,6 +249,7 @@ def main() -> int:
 
     warnings.simplefilter("ignore")
     total = failed = 0
+    begin = time.monotonic()
     for index, name in enumerate(names):
         outcomes, error = fuzz(name, min(examples, TRIVIAL.get(name, examples)), start + index, log)
         lrs.set_num_threads(0)
@@ -253,7 +259,10 @@ def main() -> int:
         total += sum(outcomes.values())
         print(f"{name}: {sum(outcomes.values())} calls, {dict(outcomes)}", flush=True)
     faulthandler.cancel_dump_traceback_later()
-    print(f"calls: {total}, functions that failed: {failed}", flush=True)
+    seconds = time.monotonic() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(f"calls: {total}, functions that failed: {failed}")
+    print(f"{total / seconds:.0f} calls per second for {seconds:.0f} s, {peak} MiB at most", flush=True)
     return int(failed > 0)
 
 

@@ -92,11 +92,15 @@ def laid_out(draw: Draw, array: torch.Tensor) -> Any:
         memory = np.empty(shape, dtype=array.numpy().dtype)
         memory[flip] = array.numpy()
         return memory[flip]
-    steps = [3 if layout == "strided" else 1] * len(shape)
-    start = 2 if layout in ("offset", "strided") else 0
-    extra = 0 if layout == "plain" else 3
-    memory = torch.full([start + step * size + extra for step, size in zip(steps, shape, strict=True)], math.nan)
-    view = memory.to(array.dtype)[tuple(slice(start, start + s * n, s) for s, n in zip(steps, shape, strict=True))]
+    sizes, window = [], []
+    for dimension, size in enumerate(shape):
+        # Only the last two have gaps: in nine of them these would be gigabytes.
+        has_gaps = layout != "plain" and dimension >= array.ndim - 2
+        start = 2 if has_gaps and layout in ("offset", "strided") else 0
+        step = 3 if has_gaps and layout == "strided" else 1
+        sizes.append(start + step * size + 3 * has_gaps)
+        window.append(slice(start, start + step * size, step))
+    view = torch.full(sizes, math.nan).to(array.dtype)[tuple(window)]
     return view.copy_(array)
 
 

@@ -6,15 +6,14 @@ A failure shows its seed; ``python Tests/python/fuzz/campaign.py EXAMPLES SEED F
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import lowrank_swift as lrs
 import pytest
+from support import python_environment
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 # Above this the campaign's processes find nothing that the first two do not.
@@ -23,14 +22,13 @@ PROCESSES = 2
 
 def run_campaigns(examples: int, seeds: list[int], folder: Path) -> int:
     """Run campaigns at once, and return how many calls they made in all."""
-    path = os.pathsep.join(filter(None, [str(Path(lrs.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     started = []
     for seed in seeds:
         log = folder / f"{seed}.log"
         with log.open("w") as file:
             command = [sys.executable, str(CAMPAIGN), str(examples), str(seed)]
             process = subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=file, text=True
+                command, env=python_environment(), stdout=subprocess.PIPE, stderr=file, text=True
             )
         started.append((seed, process, log))
     calls = 0
