@@ -6,6 +6,8 @@
 PYTHON = python3
 # What pip installs as torch; empty for the build that suits this machine.
 TORCH =
+# Options of `lowrank-swift bench`, such as "--quick" or "--rows olora_,adapters".
+BENCH =
 
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python
@@ -38,11 +40,10 @@ test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Pyth
 test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls of every function, and repeat calls to find leaks
 	$(VENV_PYTHON) -m pytest Tests/python/fuzz -m 'slow or not slow' -s
 
-bench: $(VENV)/.installed-demo $(VENV)/.model ## Time the initializers beside PEFT's and torch's, and check the results
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/run.py \
-		--shapes small,4096,11008 --out bench-results.json
+bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 10 minutes
+	$(VENV)/bin/lowrank-swift bench --out python/benchmarks/results $(BENCH)
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/lamda_freezing.py \
-		--out bench-freezing.json
+		--out python/benchmarks/results/lamda_freezing.json
 
 docs: $(VENV)/.installed-docs ## Build the user's guide in docs/_build
 	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import lowrank_swift
+from lowrank_swift.cli.bench import bench
 from lowrank_swift.cli.demo import demo
 from lowrank_swift.cli.info import info
 from lowrank_swift.cli.ranks import ranks
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(bench)
 app.command()(demo)
 app.command()(info)
 app.command()(ranks)
