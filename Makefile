@@ -45,8 +45,9 @@ bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with P
 	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/lamda_freezing.py \
 		--out python/benchmarks/results/lamda_freezing.json
 
-docs: $(VENV)/.installed-docs ## Build the user's guide in docs/_build
+docs: $(VENV)/.installed-docs ## Build the user's guide and the reference of the Swift library in docs/_build
 	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
+	$(PYTHON) $(TOOLS)/build_docc.py docs/_build/swift
 	@echo "The guide is docs/_build/index.html"
 
 wheel: $(VENV)/.wheel-tools ## Build the source distribution and a wheel with its libraries inside, and try it on each Python

@@ -15,6 +15,7 @@ public struct Gradients {
     /// The first columns of `up` that are frozen: set to zero, not computed.
     public var frozenColumns: Int
 
+    /// Asks for the gradients that a view is given for.
     public init(
         x: MatrixView? = nil, down: MatrixView? = nil, core: MatrixView? = nil, up: MatrixView? = nil,
         frozenColumns: Int = 0

@@ -7,8 +7,11 @@
 public struct MatrixView {
     /// Address of element [0, 0].
     public let address: UnsafeMutableRawPointer
+    /// Type of the elements.
     public let type: ScalarType
+    /// The number of rows.
     public let rows: Int
+    /// The number of columns.
     public let columns: Int
     /// Distance between rows, in elements.
     public let rowStride: Int
@@ -64,6 +67,7 @@ public struct MatrixView {
             columnStride: 1, owner: owner)
     }
 
+    /// Whether there is no element.
     public var isEmpty: Bool { rows == 0 || columns == 0 }
 
     /// min(rows, columns), the largest rank a factorisation can have.
@@ -75,7 +79,9 @@ public struct MatrixView {
 
 /// Which of the two strides is one.
 public enum StorageOrder: Sendable {
+    /// The elements of a row follow each other.
     case rowMajor
+    /// The elements of a column follow each other.
     case columnMajor
 }
 
@@ -83,7 +89,9 @@ public enum StorageOrder: Sendable {
 public final class Matrix {
     private let address: UnsafeMutableRawPointer
     private let type: ScalarType
+    /// The number of rows.
     public let rows: Int
+    /// The number of columns.
     public let columns: Int
     private let order: StorageOrder
     private let release: (UnsafeMutableRawPointer) -> Void

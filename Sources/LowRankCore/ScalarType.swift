@@ -3,9 +3,13 @@
 /// Element types of matrices in memory.
 public enum ScalarType: Int32, Sendable, CaseIterable {
     // The raw values are the storage codes of the kernels.
+    /// IEEE 754 with 24 bits of precision.
     case float32 = 0
+    /// IEEE 754 with 53 bits of precision.
     case float64 = 1
+    /// The upper half of a float32, with 8 bits of precision.
     case bfloat16 = 2
+    /// IEEE 754 with 11 bits of precision.
     case float16 = 3
 
     /// Bytes of one element.

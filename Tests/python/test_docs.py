@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import lowrank_swift
@@ -97,6 +100,42 @@ def test_printed_results_of_the_examples_are_those_of_their_tests() -> None:
         assert block.text.splitlines()[-1] in expected
         included = [block for block in blocks(DOCS / f"{page}.md") if block.kind == "{literalinclude}"]
         assert len(included) == 2
+
+
+@pytest.fixture
+def build_docc(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "python/tools"))
+    return importlib.import_module("build_docc")
+
+
+def test_swift_symbols_without_a_comment_are_found(build_docc: ModuleType) -> None:
+    def symbol(*path: str, comment: bool = False, place: bool = True) -> dict[str, object]:
+        result: dict[str, object] = {"identifier": {"precise": ".".join(path)}, "pathComponents": list(path)}
+        return result | ({"docComment": {}} if comment else {}) | ({"location": {}} if place else {})
+
+    symbols = [symbol("Method", comment=True), symbol("Method", "start", comment=True), symbol("OLoRA", comment=True)]
+    symbols += [
+        symbol("OLoRA", "start"),
+        symbol("OLoRA", "rank"),
+        symbol("OLoRA", "init", place=False),
+        symbol("other"),
+    ]
+    relations = [
+        {"kind": "conformsTo", "source": "OLoRA", "target": "Method"},
+        {"kind": "requirementOf", "source": "Method.start", "target": "Method"},
+        *({"kind": "memberOf", "source": f"OLoRA.{name}", "target": "OLoRA"} for name in ("start", "rank", "init")),
+    ]
+    assert build_docc.undocumented({"symbols": symbols, "relationships": relations}) == ["OLoRA.rank", "other"]
+
+
+@pytest.mark.slow
+def test_reference_of_the_swift_library_has_no_warning(build_docc: ModuleType, tmp_path: Path) -> None:
+    if shutil.which("swift") is None or shutil.which("docc") is None:
+        pytest.skip("no Swift toolchain")
+    assert build_docc.main([str(tmp_path / "swift")]) == 0
+    folder = tmp_path / "swift/data/documentation/lowrank"
+    for page in ("gettingstarted", "adapterform", "memoryanderrors", "matrixview", "factors", "olora"):
+        assert (folder / f"{page}.json").exists()
 
 
 def test_sphinx_has_no_complaint(tmp_path: Path) -> None:

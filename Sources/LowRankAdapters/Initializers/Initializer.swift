@@ -12,21 +12,30 @@ public struct InitializerOptions: Sendable {
     /// LoLDU's starting diagonal.
     public var diagonal = LoLDU.StartingDiagonal.ldu
 
+    /// The defaults of the Python functions.
     public init() {}
 }
 
 /// Starting factors, in the working precision and in memory of their own.
 public struct StartingFactors {
+    /// C, which owns its memory.
     public enum Core {
+        /// The identity.
         case identity
+        /// A diagonal, as a vector of r elements.
         case diagonal(Matrix)
+        /// `[r, r]`.
         case square(Matrix)
     }
 
+    /// B, `[m, r]`.
     public let up: Matrix
+    /// C.
     public let core: Core
+    /// A, `[r, n]`.
     public let down: Matrix
 
+    /// Takes matrices whose shapes chain.
     public init(up: Matrix, core: Core, down: Matrix) {
         self.up = up
         self.core = core
@@ -47,6 +56,7 @@ public protocol Initializer {
 
 /// All methods.
 public enum Initializers {
+    /// Every method, in the order in which messages name them.
     public static var all: [any Initializer.Type] { [OLoRA.self, LoLDU.self, LaMDA.self, PiSSA.self, LoRAXS.self] }
 
     /// The method of a name.

@@ -15,7 +15,9 @@ public enum LoLDU: Initializer {
     public enum StartingDiagonal: String, Sendable, CaseIterable {
         /// D of the factorisation.
         case ldu
+        /// One everywhere.
         case ones
+        /// Zero everywhere, so that the adapter starts as nothing.
         case zeros
         /// The mean of D everywhere.
         case mean
