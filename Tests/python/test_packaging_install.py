@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+import base64
+import hashlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from lowrank_swift import _native
 from support import ROOT, run_python
 
 HAS_SWIFT = shutil.which("swift") is not None and shutil.which("swiftc") is not None
@@ -174,16 +178,12 @@ class TestInstalls:
 
 
 @pytest.fixture
-def build_wheel() -> ModuleType:
-    path = ROOT / "python/tools/build_wheel.py"
-    if not path.exists():
+def build_wheel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    folder = ROOT / "python/tools"
+    if not folder.is_dir():
         pytest.skip("the sources are not here")
-    spec = importlib.util.spec_from_file_location("build_wheel", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(folder))
+    return importlib.import_module("build_wheel")
 
 
 def test_wheel_is_tried_on_pythons_that_work(
@@ -206,3 +206,64 @@ def test_wheel_is_tried_on_pythons_that_work(
     pyenv.parent.mkdir(parents=True)
     shutil.copy(python, pyenv)
     assert build_wheel.find_python(version) == str(pyenv)
+
+
+LIBRARIES = ("libopenblasp-r0-aa3e1b30.3.21.so", "libgfortran-0c13ba2a.so.5.0.0")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path) -> Path:
+    """A wheel as auditwheel leaves it, without contents."""
+    path = tmp_path / "lowrank_swift-1.0-cp310-abi3-manylinux_2_34_x86_64.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("_native.abi3.so", "_native.pyi", "py.typed"):
+            archive.writestr(f"lowrank_swift/{name}", name)
+        for library in LIBRARIES:
+            archive.writestr(f"lowrank_swift.libs/{library}", library)
+        metadata = "Metadata-Version: 2.4\nName: x\nLicense-Expression: Apache-2.0\nLicense-File: LICENSE\n\nText\n"
+        archive.writestr("lowrank_swift-1.0.dist-info/METADATA", metadata)
+        archive.writestr("lowrank_swift-1.0.dist-info/RECORD", "")
+    return path
+
+
+def test_licenses_of_the_libraries_are_in_the_wheel(build_wheel: ModuleType, wheel: Path) -> None:
+    with pytest.raises(SystemExit, match=r"has libgfortran-\w+.so.5.0.0 inside, but not its licence"):
+        build_wheel.check_contents(wheel)
+    texts = {f"{name}.txt": f"terms of {name}" for name in ("libopenblasp", "libgfortran", "swift-runtime", "GPL-3")}
+    build_wheel.add_licenses(wheel, texts)
+    build_wheel.check_contents(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        folder = "lowrank_swift-1.0.dist-info"
+        for name, text in texts.items():
+            assert archive.read(f"{folder}/licenses/third-party/{name}").decode() == text
+        metadata = archive.read(f"{folder}/METADATA").decode()
+        assert metadata.endswith("\n\nText\n")
+        assert metadata.count("\nLicense-File: third-party/") == 4
+        expression = "(GPL-3.0-or-later WITH GCC-exception-3.1) AND BSD-3-Clause"
+        assert f"License-Expression: Apache-2.0 AND {expression}\n" in metadata
+        rows = [line.split(",") for line in archive.read(f"{folder}/RECORD").decode().splitlines()]
+        assert sorted(row[0] for row in rows) == sorted(archive.namelist())
+        for name, checksum, size in rows:
+            if checksum:
+                digest = base64.urlsafe_b64encode(hashlib.sha256(archive.read(name)).digest()).decode().rstrip("=")
+                assert (checksum, int(size)) == (f"sha256={digest}", archive.getinfo(name).file_size)
+
+
+def test_licenses_of_this_system(build_wheel: ModuleType, wheel: Path) -> None:
+    if shutil.which("dpkg-query") is None or shutil.which("ldd") is None or not HAS_SWIFT:
+        pytest.skip("they are found through Debian's packages")
+    linked = build_wheel.linked_libraries(Path(_native.__file__))
+    (blas,) = (path for path in linked if "openblas" in path.name)
+    stem, _, rest = blas.name.partition(".")
+    texts = build_wheel.license_texts([f"{stem}-0123abcd.{rest}"], linked)
+    assert "BSD" in texts["libopenblasp.txt"]
+    assert "Runtime Library Exception" in texts["swift-runtime.txt"]
+
+
+def test_library_without_a_known_license_is_refused(build_wheel: ModuleType, wheel: Path) -> None:
+    with pytest.raises(SystemExit, match=r"libother-0123abcd.so: no library of this system"):
+        build_wheel.license_texts(["libother-0123abcd.so"], [Path("/lib/libmother.so")])
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("lowrank_swift.libs/libother-0123abcd.so", "")
+    with pytest.raises(SystemExit, match=r"libother-0123abcd.so: add the SPDX expression"):
+        build_wheel.add_licenses(wheel, {})

