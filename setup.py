@@ -59,7 +59,7 @@ def python_header_problem() -> str | None:
 def check_requirements() -> None:
     """Raises an error with one sentence for each thing that is missing, before any compiler is started."""
     if sys.platform != "linux":
-        raise PlatformError(f"lowrank_swift is built on Linux only, and this is {sys.platform}.")
+        raise PlatformError(f"lowrank_swift runs on Linux only so far, and this is {sys.platform}.")
     problems = [swift_problem(), openblas_problem(), python_header_problem()]
     found = [problem for problem in problems if problem is not None]
     if found:
@@ -80,9 +80,13 @@ class BuildNativeFirst(build):
 class BuildSwift(build_ext):
     """Has SwiftPM build the extension, and copies it to where setuptools wants it."""
 
+    def run(self) -> None:
+        """Says what is missing before setuptools looks for a C compiler, which is not needed."""
+        check_requirements()
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         """Builds the product ``_native`` in release mode with the Swift runtime inside."""
-        check_requirements()
         scratch = ROOT / ".build" / "python"
         exports = ROOT / "CBridge" / "PythonExtension" / "exports.map"
         command = ["swift", "build", "--package-path", str(ROOT), "--scratch-path", str(scratch)]

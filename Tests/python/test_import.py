@@ -21,6 +21,23 @@ def test_import_brings_no_framework() -> None:
     assert run_python(code).strip() == "[]"
 
 
+def test_import_brings_nothing_that_is_slow() -> None:
+    """What of the standard library takes as long as this package itself; `python -X importtime` measures it."""
+    slow = (
+        "argparse",
+        "asyncio",
+        "ctypes",
+        "dataclasses",
+        "importlib.metadata",
+        "inspect",
+        "json",
+        "logging",
+        "pathlib",
+    )
+    code = f"import sys; old = set(sys.modules); import lowrank_swift; print(set({slow!r}) & (set(sys.modules) - old))"
+    assert run_python(code).strip() == "set()"
+
+
 def test_import_leaves_the_environment_and_threads_alone() -> None:
     code = """
 import os, numpy, torch
@@ -60,15 +77,24 @@ def test_swift_runtime_is_inside() -> None:
     assert "libswift" not in dynamic
 
 
-def test_missing_library_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("platform", "message"),
+    [
+        ("linux", "the native library can't be loaded (cannot import name '_native'"),
+        ("darwin", "it runs on Linux only so far, and this is darwin"),
+        ("win32", "it runs on Linux only so far, and this is win32"),
+    ],
+)
+def test_missing_library_is_one_sentence(tmp_path: Path, platform: str, message: str) -> None:
     package = tmp_path / "lowrank_swift"
     shutil.copytree(Path(lrs.__file__).parent, package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    result = subprocess.run(
-        [sys.executable, "-c", "import lowrank_swift"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    code = f"import sys; sys.platform = {platform!r}; import lowrank_swift"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.count("Traceback") == 1
-    assert "ImportError: lowrank_swift: the native library can't be loaded" in result.stderr.splitlines()[-1]
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: lowrank_swift: {message}")
+    assert ("pip install ." in last) == (platform == "linux")
 
 
 def test_all_is_sorted_and_complete() -> None:

@@ -47,9 +47,11 @@ def add_tool(folder: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def build(project: Path, tools: Path, *, include: str | None = None) -> list[str]:
+def build(project: Path, tools: Path, *, include: str | None = None, platform: str = "linux") -> list[str]:
     """Run `setup.py build_ext`, which must fail, and return the lines of its message."""
     code = "import runpy, sys, sysconfig; sys.argv = ['setup.py', 'build_ext', '--inplace']\n"
+    # Kept before the platform is another one, whose variables are not here.
+    code += f"import setuptools; sysconfig.get_config_vars(); sys.platform = {platform!r}\n"
     if include is not None:
         code += "get_path = sysconfig.get_path\n"
         code += f"sysconfig.get_path = lambda n, *a: {include!r} if n == 'include' else get_path(n, *a)\n"
@@ -115,6 +117,11 @@ def test_each_missing_thing_has_its_sentence(project: Path, tools: Path) -> None
     for tool in tools.iterdir():
         tool.unlink()
     assert len(build(project, tools, include="/nonexistent")) == 3
+
+
+def test_other_platforms(project: Path, tools: Path) -> None:
+    (line,) = build(project, tools, platform="darwin")
+    assert line == "error: lowrank_swift runs on Linux only so far, and this is darwin."
 
 
 def test_failed_build_shows_what_swift_said(project: Path, tools: Path) -> None:

@@ -12,9 +12,13 @@ from __future__ import annotations
 try:
     from . import _native  # noqa: F401
 except ImportError as error:
-    raise ImportError(
-        f"lowrank_swift: the native library can't be loaded ({error}); `pip install .` in the source folder builds it"
-    ) from None
+    import sys
+
+    if sys.platform != "linux":
+        problem = f"it runs on Linux only so far, and this is {sys.platform}"
+    else:
+        problem = f"the native library can't be loaded ({error}); `pip install .` in the source folder builds it"
+    raise ImportError(f"lowrank_swift: {problem}") from None
 
 from ._adapters import AdapterGradients, adapter_backward, adapter_forward, merge_, unmerge_
 from ._config import show_config
