@@ -87,6 +87,9 @@ public func lr_adapter_backward(
         let gradients = Gradients(
             x: dx?.view, down: dDown?.view, core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
         guard let down else {
+            if x != nil {
+                throw .invalidArgument(argument: "x", expected: "none for an adapter without down", got: "a tensor")
+            }
             let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
             return try upProjection.backward(grad.view, h: h?.view, into: gradients, on: CPUBackend.shared)
         }

@@ -146,6 +146,8 @@ static void test_forward_and_backward(void) {
               LR_STATUS_INVALID_ARGUMENT, "out_h");
   CHECK_FAILS(lr_adapter_backward(&tg.tensor, NULL, NULL, NULL, &td.tensor, &tb.tensor, 2, 0, NULL, &ta.tensor, NULL, NULL),
               LR_STATUS_INVALID_ARGUMENT, "out_down");
+  CHECK_FAILS(lr_adapter_backward(&tg.tensor, &tx.tensor, NULL, NULL, &td.tensor, &tb.tensor, 2, 0, NULL, NULL, NULL, NULL),
+              LR_STATUS_INVALID_ARGUMENT, "x: expected none");
 }
 
 static void test_ranks(void) {

@@ -134,8 +134,8 @@ lr_status_t lr_adapter_forward(const DLTensor *x, const DLTensor *down, const DL
 /// Gradients of the forward for the upstream gradient `grad` [T, m]. An output that is NULL is not computed.
 /// out_x [T, n] is added to; out_down [r, n], out_core (core's shape) and out_up [m, r] are overwritten. The first
 /// `frozen_columns` columns of out_up are set to zero and not computed. `x` is needed for out_down alone, `h` for out_core
-/// and out_up alone; each may be NULL where it is not needed. Without down (NULL), x is h: out_x [T, r] is its gradient, also
-/// added to, and out_down is NULL.
+/// and out_up alone; each may be NULL where it is not needed. Without down (NULL), out_x [T, r] is the gradient of h, also
+/// added to, and x and out_down are NULL.
 lr_status_t lr_adapter_backward(const DLTensor *grad, const DLTensor *x, const DLTensor *h, const DLTensor *down,
                                 const DLTensor *core, const DLTensor *up, double scale, int64_t frozen_columns,
                                 DLTensor *out_x, DLTensor *out_down, DLTensor *out_core, DLTensor *out_up);

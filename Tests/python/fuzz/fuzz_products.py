@@ -160,7 +160,7 @@ def native_backward(draw: Draw) -> Call:
     core = adapter["core"]
     arguments = {
         "grad": tensor(draw, (tokens, rows)),
-        "x": tensor(draw, (tokens, columns)),
+        "x": None if from_h else tensor(draw, (tokens, columns)),
         "h": tensor(draw, (tokens, rank)),
         **adapter,
         "frozen_columns": draw(integers(0, rank)),
