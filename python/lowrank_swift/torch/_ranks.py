@@ -65,12 +65,12 @@ def allocate_ranks(
     check_targets(targets)
     weights = {}
     for site in find_sites(model, targets):
-        if not hasattr(site.linear, "weight"):
-            kind = type(site.linear).__name__
+        if not hasattr(site.layer, "weight"):
+            kind = type(site.layer).__name__
             raise ValueError(f"targets: expected modules with a weight, got {kind} at {site.name!r}")
         if site.weight.is_meta:
             raise ValueError(f"model: expected materialised weights, got one on the meta device at {site.name!r}")
-        weights[site.name] = site.weight
+        weights[site.name] = site.matrix
     return lrs.allocate_ranks(
         weights,
         mean_rank,
