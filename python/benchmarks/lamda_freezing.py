@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import lowrank_swift.torch as lrt
 import torch
 import typer
+from lowrank_swift.benchmarks.measure import environment, time_side_by_side, use_threads
 from lowrank_swift.demo.metrics import bytes_kept
 from lowrank_swift.demo.model import load_model, locate_model
-from measure import environment, time_side_by_side, use_threads
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
@@ -170,7 +169,7 @@ def measure(
         "tokens": list(tokens),
         "layers": len(targets),
         "bytes": costs,
-        "milliseconds": {key: asdict(timing) for key, timing in timings.items()},
+        "milliseconds": {key: timing.record() for key, timing in timings.items()},
         "kept_ratios": {key: cost["kept_for_backward"] / peak for key, cost in costs.items() if key.startswith("LoRA")},
         "updates": {
             "this model": updates(shapes, rank, 100, FRACTION),

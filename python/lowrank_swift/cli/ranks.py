@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lowrank_swift import LinAlgError, RankAllocation
 from lowrank_swift._allocation import LayerSpectrum, allocate_with_spectra
-from lowrank_swift._atomic import write_files
+from lowrank_swift._atomic import replacing_files
 
 __all__ = ["LayerRanks", "ranks"]
 
@@ -94,7 +94,8 @@ def ranks(
         unit = "rank steps" if parameters is None else "parameters"
         console.print(_table(layers, allocation.unspent, equal, unit))
         for path, content in _files(as_json, plot, layers, spectra, allocation, equal).items():
-            write_files(path.parent, {path.name: content})
+            with replacing_files(path.parent, [path.name]) as (beside,):
+                beside.write_bytes(content)
             console.print(f"wrote {path}", markup=False, soft_wrap=True)
     except (ValueError, TypeError, BufferError) as error:
         _stop(_in_terms_of_options(str(error)), code=2)

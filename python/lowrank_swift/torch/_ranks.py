@@ -11,7 +11,9 @@ from torch import nn
 import lowrank_swift as lrs
 from lowrank_swift import RankAllocation
 
+from ._errors import errors_naming
 from ._targets import check_targets, find_sites
+from .layers import SUPPORTED_LAYERS, is_supported
 
 __all__ = ["allocate_ranks"]
 
@@ -65,12 +67,13 @@ def allocate_ranks(
     check_targets(targets)
     weights = {}
     for site in find_sites(model, targets):
-        if not hasattr(site.layer, "weight"):
+        if not is_supported(site.layer):
             kind = type(site.layer).__name__
-            raise ValueError(f"targets: expected modules with a weight, got {kind} at {site.name!r}")
+            raise ValueError(f"targets: expected {SUPPORTED_LAYERS} modules, got {kind} at {site.name!r}")
         if site.weight.is_meta:
             raise ValueError(f"model: expected materialised weights, got one on the meta device at {site.name!r}")
-        weights[site.name] = site.matrix
+        with errors_naming(site.name):
+            weights[site.name] = site.matrix
     return lrs.allocate_ranks(
         weights,
         mean_rank,
