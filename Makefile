@@ -9,6 +9,9 @@ TORCH =
 # Options of `lowrank-swift bench`, such as "--quick" or "--rows olora_,adapters".
 BENCH =
 
+# Beside the newest, which the tests install.
+PEFT_VERSIONS = 0.18.1 0.19.1 0.20.0
+
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python
 TOOLS = python/tools
@@ -17,11 +20,11 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-abi test-python test-fuzz bench docs wheel clean
+.PHONY: help demo test test-swift test-abi test-python test-peft-versions test-fuzz bench docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed-demo $(VENV)/.model ## Fine-tune a pretrained transformer by several methods and compare them
 	$(VENV)/bin/lowrank-swift demo
@@ -36,6 +39,12 @@ test-abi: $(VENV)/.system ## Call the C ABI from a C program
 
 test-python: $(VENV)/.installed-test $(VENV)/.model ## Run the tests of the Python package
 	$(VENV_PYTHON) -m pytest Tests/python
+
+test-peft-versions: $(PEFT_VERSIONS:%=$(VENV)/.peft-%) ## Run the tests of the PEFT methods with older PEFTs and the newest
+	set -e; for version in $(PEFT_VERSIONS); do \
+		echo "PEFT $$version:"; PYTHONPATH=$(VENV)/peft-$$version $(VENV_PYTHON) -m pytest Tests/python/peft; \
+	done
+	$(VENV_PYTHON) -m pytest Tests/python/peft
 
 test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls of every function, and repeat calls to find leaks
 	$(VENV_PYTHON) -m pytest Tests/python/fuzz -m 'slow or not slow' -s
@@ -76,6 +85,10 @@ $(VENV)/.wheel-tools: $(VENV)/.created
 
 $(VENV)/.installed-%: $(SOURCES) $(VENV)/.torch
 	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check '.[$*]'
+	touch $@
+
+$(VENV)/.peft-%: $(VENV)/.installed-test
+	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peft-$* peft==$*
 	touch $@
 
 $(VENV)/.model: $(MODEL) $(VENV)/.created

@@ -6,7 +6,7 @@ Importing it makes the three known to PEFT, so every process that loads such an 
 
 from __future__ import annotations
 
-from ._config import LaMDAConfig, LoLDUConfig, OLoRAConfig
+from ._config import LaMDAConfig, LoLDUConfig, LowRankConfig, OLoRAConfig
 from ._export import export_lora
 from ._fast_init import fast_init, install, uninstall
 from ._model import LaMDAModel, LoLDUModel, OLoRAModel
@@ -16,6 +16,7 @@ __all__ = [
     "LaMDAModel",
     "LoLDUConfig",
     "LoLDUModel",
+    "LowRankConfig",
     "OLoRAConfig",
     "OLoRAModel",
     "export_lora",
