@@ -37,6 +37,19 @@ void dgesdd_(const char *jobz, const int32_t *m, const int32_t *n, double *a, co
 void dsyevd_(const char *jobz, const char *uplo, const int32_t *n, double *a, const int32_t *lda, double *w,
              double *work, const int32_t *lwork, int32_t *iwork, const int32_t *liwork, int32_t *info,
              size_t jobz_length, size_t uplo_length);
+void dsytrd_(const char *uplo, const int32_t *n, double *a, const int32_t *lda, double *d, double *e, double *tau,
+             double *work, const int32_t *lwork, int32_t *info, size_t uplo_length);
+void dormtr_(const char *side, const char *uplo, const char *trans, const int32_t *m, const int32_t *n, const double *a,
+             const int32_t *lda, const double *tau, double *c, const int32_t *ldc, double *work, const int32_t *lwork,
+             int32_t *info, size_t side_length, size_t uplo_length, size_t trans_length);
+void dstedc_(const char *compz, const int32_t *n, double *d, double *e, double *z, const int32_t *ldz, double *work,
+             const int32_t *lwork, int32_t *iwork, const int32_t *liwork, int32_t *info, size_t compz_length);
+// LOGICAL is an int32_t.
+void dstemr_(const char *jobz, const char *range, const int32_t *n, double *d, double *e, const double *vl,
+             const double *vu, const int32_t *il, const int32_t *iu, int32_t *m, double *w, double *z,
+             const int32_t *ldz, const int32_t *nzc, int32_t *isuppz, int32_t *tryrac, double *work,
+             const int32_t *lwork, int32_t *iwork, const int32_t *liwork, int32_t *info, size_t jobz_length,
+             size_t range_length);
 
 // OpenBLAS's own controls.
 int openblas_get_num_threads(void);

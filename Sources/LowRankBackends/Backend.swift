@@ -78,6 +78,12 @@ public protocol Backend: Sendable {
 
     /// The eigenvalues of a symmetric column-major matrix of float64, ascending. The matrix is destroyed.
     func symmetricEigenvalues(_ matrix: Matrix) throws(LowRankError) -> [Double]
+
+    /// The largest `count` eigenvalues, descending, of a symmetric float64 matrix [n, n] whose lower triangle is read, and
+    /// their orthonormal eigenvectors [n, count]. The matrix is destroyed.
+    func factorSymmetric(
+        _ matrix: Matrix, leading count: Int
+    ) throws(LowRankError) -> (values: [Double], vectors: Matrix)
 }
 
 extension Backend {

@@ -83,6 +83,28 @@ import Testing
         #expect(s == s.sorted(by: >) && s.allSatisfy { $0 >= 0 })
     }
 
+    /// Few eigenpairs and many take different routines.
+    @Test(arguments: [(1, 1), (2, 1), (2, 2), (7, 1), (40, 3), (40, 8), (40, 40), (90, 17), (90, 18)])
+    func symmetricEigenpairs(size: (n: Int, count: Int)) throws {
+        let (n, count) = size
+        let half = RealMatrix.gaussian(n, n, seed: 6)
+        let symmetric = half + half.transposed
+        let label = "\(n)x\(n) \(count) pairs seed 6"
+        // What stands above the diagonal is not read.
+        let lower = RealMatrix(n, n) { $0 >= $1 ? symmetric[$0, $1] : .nan }
+        let (values, z) = try backend.factorSymmetric(matrix(lower, .float64), leading: count)
+        let vectors = z.values
+        #expect(vectors.rows == n && vectors.columns == count && values == values.sorted(by: >), "\(label)")
+        expectSmall(
+            (symmetric * vectors - vectors.scalingColumns(by: values)).norm, size: n, norm: symmetric.norm, .float64,
+            within: .svd, label)
+        expectSmall(
+            (vectors.transposed * vectors - .identity(count)).norm, size: n, norm: 1, .float64, within: .svd, label)
+        // No larger one is missing.
+        let all = try backend.factorSymmetric(matrix(lower, .float64), leading: n).values
+        #expect(zip(values, all).allSatisfy { ($0 - $1).magnitude <= 50 * Double(n) * 0x1p-52 * symmetric.norm }, "\(label)")
+    }
+
     @Test func solveOfNothing() throws {
         let panel = try matrix(.gaussian(4, 2, seed: 5), .float32)
         let right = try matrix(RealMatrix(2, 0, repeating: 0), .float32, .rowMajor)
