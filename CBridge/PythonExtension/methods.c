@@ -71,9 +71,9 @@ static PyObject *svd(PyObject *module, PyObject *const *args, Py_ssize_t count) 
   DLTensor *out_u = native_borrow(&call, args[4], "out_u", NATIVE_WRITE);
   DLTensor *out_s = native_borrow(&call, args[5], "out_s", NATIVE_WRITE);
   DLTensor *out_vh = native_borrow(&call, args[6], "out_vh", NATIVE_WRITE);
-  int64_t passes = 0;
-  NATIVE_RUN(&call, lr_svd(weight, rank, tol, seed, out_u, out_s, out_vh, &passes));
-  return native_finish(&call) ? PyLong_FromLongLong(passes) : NULL;
+  lr_svd_report_t report = {0};
+  NATIVE_RUN(&call, lr_svd(weight, rank, tol, seed, out_u, out_s, out_vh, &report));
+  return native_finish(&call) ? Py_BuildValue("Ldd", (long long)report.passes, report.tol, report.residual) : NULL;
 }
 
 static PyObject *spectrum(PyObject *module, PyObject *const *args, Py_ssize_t count) {
@@ -233,7 +233,8 @@ PyMethodDef native_methods[] = {
     {"check_weight", FAST(check_weight), "check_weight(weight, rank, /)\n--\n\nRows, columns and dtype of a weight."},
     {"qr", FAST(qr), "qr(weight, rank, out_q, out_r, /)\n--\n\nTruncated QR."},
     {"ldu", FAST(ldu), "ldu(weight, rank, out_l, out_d, out_u, out_perm, /)\n--\n\nTruncated LDU."},
-    {"svd", FAST(svd), "svd(weight, rank, tol, seed, out_u, out_s, out_vh, /)\n--\n\nTruncated SVD; the passes made."},
+    {"svd", FAST(svd),
+     "svd(weight, rank, tol, seed, out_u, out_s, out_vh, /)\n--\n\nTruncated SVD; passes, tolerance and residual."},
     {"spectrum", FAST(spectrum),
      "spectrum(weight, rank, tol, seed, out_values, /)\n--\n\nLeading singular values; the norm and their share of it."},
     {"allocate_ranks", FAST(native_allocate_ranks),

@@ -71,7 +71,7 @@ public func lr_ldu(
 public func lr_svd(
     _ weight: UnsafePointer<DLTensor>?, _ rank: Int64, _ tol: Double, _ seed: UInt64,
     _ out_u: UnsafeMutablePointer<DLTensor>?, _ out_s: UnsafeMutablePointer<DLTensor>?,
-    _ out_vh: UnsafeMutablePointer<DLTensor>?, _ out_passes: UnsafeMutablePointer<Int64>?
+    _ out_vh: UnsafeMutablePointer<DLTensor>?, _ out_report: UnsafeMutablePointer<lr_svd_report_t>?
 ) -> lr_status_t {
     call { () throws(LowRankError) in
         let (weight, rank) = try checkedWeight(weight, rank)
@@ -88,7 +88,8 @@ public func lr_svd(
         CPUBackend.shared.setValues(result.s, of: s.view)
         try requireFits(s)
         try write(result.vh.view, to: vh)
-        out_passes?.pointee = Int64(result.passes)
+        out_report?.pointee = lr_svd_report_t(
+            passes: Int64(result.passes), tol: result.tolerance, residual: result.residual)
     }
 }
 

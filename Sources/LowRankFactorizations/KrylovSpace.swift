@@ -2,160 +2,271 @@
 import LowRankBackends
 import LowRankCore
 
-/// The block Krylov space of a tall matrix `W` [m, n], m >= n: orthonormal bases U [m, K], V [n, K] and the projection
-/// `B = Uᵀ W V` with
+/// The block Krylov space of a tall matrix `W` [m, n], m >= n: bases U [m, K] and V [n, K] and the projection
+/// `B = Uᵀ W V`, upper triangular by blocks, with
 ///
 ///     W V  = U B
 ///     Wᵀ U = V Bᵀ + V_next S E_lastᵀ
 ///
 /// so that for a singular triplet (y, s, x) of B only `‖Wᵀ U y − s V x‖ = ‖S y_last‖` is not zero.
+///
+/// V is kept orthonormal against all its columns, U against its last block alone: U then loses orthogonality along
+/// directions of small singular values first, and what matters, `Bᵀ (Uᵀ U − 1)`, stays small (Simon and Zha 2000,
+/// "Low-rank matrix approximation using the Lanczos bidiagonalization process with applications"). It is what the
+/// projection takes off Wᵀ U beyond the recurrence; where it has grown, U is kept orthonormal against all its columns too.
+///
+/// The singular vectors of B are found as eigenvectors of `T = Bᵀ B = Vᵀ Wᵀ W V`.
 struct KrylovSpace<Device: Backend> {
-    private let matrix: MatrixView
-    private let weight: MatrixView
-    private let backend: Device
-    private let seed: UInt64
-    private let type: ScalarType
+    /// W, with the passes made over it.
+    private(set) var weight: ScaledWeight<Device>
+    /// Columns of V.
+    private(set) var dimension = 0
+    /// Columns multiplied so far, those of earlier bases included.
+    private(set) var columnsGrown = 0
+    /// Random columns that the space was started from; it holds that many vectors of one singular value at most.
+    private(set) var startingColumns: Int
 
-    /// Products of W or its transpose with a block so far.
-    private(set) var passes = 0
-    private var draws: UInt64
-    private var dimension = 0
+    private let backend: Device
+    private let type: ScalarType
+    private var orthonormalizer: Orthonormalizer<Device>
     private var left: Matrix
     private var right: Matrix
+    /// B and T, float64.
     private var projection: Matrix
-    /// V_next and S.
-    private var next: (block: Matrix, coupling: Matrix)
+    private var gram: Matrix
+    /// Whether new blocks of U are made orthogonal to its last block alone.
+    private var isOneSided = true
+    /// V_next and S, and the columns of U that S belongs to.
+    private var next: (block: Matrix, coupling: Matrix, columns: Range<Int>)
 
-    /// Columns that one pass multiplies. Fewer need fewer columns in all, more make better use of a pass.
-    private static var blockColumns: Int { 16 }
+    /// The width of V_next.
+    var blockColumns: Int { next.block.columns }
+    /// A lower bound of the largest singular value: the largest norm of W's product with a column of V.
+    private var largestImage = 0.0
 
-    /// - Parameter weight: The matrix as the caller knows it, for messages.
-    init(of matrix: MatrixView, weight: MatrixView, seed: UInt64, on backend: Device) throws(LowRankError) {
-        precondition(matrix.rows >= matrix.columns, "a Krylov space starts on the shorter side")
-        precondition(matrix.columns >= Self.blockColumns, "a Krylov space holds one block at least")
-        self.matrix = matrix
+    /// - Parameter type: Of the bases.
+    init(
+        of weight: ScaledWeight<Device>, blockColumns: Int, type: ScalarType, seed: UInt64, on backend: Device
+    ) throws(LowRankError) {
         self.weight = weight
         self.backend = backend
-        self.seed = seed
-        type = matrix.type.computeType
-        left = try backend.makeMatrix(rows: matrix.rows, columns: 0, type: type, order: .columnMajor)
-        right = try backend.makeMatrix(rows: matrix.columns, columns: 0, type: type, order: .columnMajor)
-        projection = try backend.makeMatrix(rows: 0, columns: 0, type: type, order: .columnMajor)
-        let start = try backend.makeMatrix(
-            rows: matrix.columns, columns: Self.blockColumns, type: type, order: .columnMajor)
-        backend.fillUniform(start.view, from: RandomStream(seed: seed, stream: 0))
-        draws = 1
-        // The coupling of the start is never asked for: there is no U yet.
-        next = (start, projection)
-        _ = try orthonormalized(start, against: right.view)
-    }
-
-    /// Grows the space until the leading `rank` triplets have residuals of at most `bound * s[0]`, checked with products.
-    ///
-    /// - Returns: nil if that took more dimensions than the matrix has.
-    mutating func leadingTriplets(
-        _ rank: Int, bound: Double
-    ) throws(LowRankError) -> (left: Matrix, s: [Double], right: Matrix)? {
-        var nextCheck = rank
-        // The estimate is made of the next block, so that has to fit as well.
-        while dimension + 2 * Self.blockColumns <= matrix.columns {
-            try grow()
-            if dimension < nextCheck { continue }
-            let (y, s, x) = try projectedTriplets(rank)
-            // The check costs two passes with `rank` columns, so the estimate must promise success.
-            if try estimatedResidual(y) <= 0.5 * bound * s[0] {
-                let u = try backend.product(left.view[columns: 0..<dimension], y, order: .columnMajor)
-                let v = try backend.product(right.view[columns: 0..<dimension], x, order: .columnMajor)
-                if try measuredResidual(u.view, s, v.view) <= bound * s[0] { return (u, s, v) }
-            }
-            // A dense SVD of the projection at every step would cost more than the passes.
-            nextCheck = dimension + dimension / 8
-        }
-        return nil
+        self.type = type
+        startingColumns = blockColumns
+        orthonormalizer = Orthonormalizer(seed: seed, on: backend)
+        let (m, n) = (weight.matrix.rows, weight.matrix.columns)
+        left = try backend.makeMatrix(rows: m, columns: 0, type: type, order: .columnMajor)
+        right = try backend.makeMatrix(rows: n, columns: 0, type: type, order: .columnMajor)
+        projection = try backend.makeMatrix(rows: 0, columns: 0, type: .float64, order: .columnMajor)
+        gram = projection
+        let start = try orthonormalizer.randomBlock(rows: n, columns: blockColumns, type: type)
+        let block = try orthonormalizer.orthonormalize(start, against: right.view, vanishing: 0).block
+        let coupling = try backend.makeMatrix(rows: blockColumns, columns: 0, type: .float64, order: .rowMajor)
+        next = (block, coupling, 0..<0)
     }
 
     // MARK: Growing
 
     /// Adds V_next to V and the new directions of W V_next to U.
-    private mutating func grow() throws(LowRankError) {
+    mutating func grow() throws(LowRankError) {
         let old = 0..<dimension
-        let new = dimension..<(dimension + Self.blockColumns)
+        let new = dimension..<(dimension + blockColumns)
+        let (block, coupling, coupled) = next
         try reserve(new.upperBound)
-        try backend.copy(next.block.view, to: right.view[columns: new])
+        try backend.copy(block.view, to: right.view[columns: new])
 
-        let image = try pass(matrix, next.block.view)
-        let (c, r) = try orthonormalized(image, against: left.view[columns: old])
-        try backend.copy(image.view, to: left.view[columns: new])
-        try backend.copy(c.view, to: projection.view[old, new])
-        try backend.copy(r.view, to: projection.view[new, new])
-        backend.clear(projection.view[new, old])
+        let image = try scaledImage(of: block)
+        // Uᵀ W V_next is known: it is the transpose of V_nextᵀ Wᵀ U.
+        try subtract(left.view[columns: coupled], coupling.view.transposed, from: image)
+        // Short columns would have lost more of their orthogonality than the recurrence shows.
+        let u = try orthonormalizer.orthonormalize(
+            image, against: left.view[columns: old],
+            orthogonality: isOneSided ? (coupling.view.transposed, 0.01 * largestImage) : nil, vanishing: vanishing)
+        try backend.copy(u.block.view, to: left.view[columns: new])
+        try extendProjection(old: old, new: new, u)
         dimension = new.upperBound
+        columnsGrown += new.count
 
-        let back = try pass(matrix.transposed, image.view)
-        next = (back, try orthonormalized(back, against: right.view[columns: 0..<dimension]).triangle)
+        let back = try weight.adjointImage(of: u.block.view)
+        try subtract(block.view, u.triangle.view.transposed, from: back)
+        let squares = backend.values(of: gram.view[0..<dimension, 0..<dimension].diagonal)
+        largestImage = (squares.max() ?? 0).squareRoot()
+        let v = try orthonormalizer.orthonormalize(
+            back, against: right.view[columns: 0..<dimension], vanishing: vanishing)
+        next = (v.block, v.triangle, new)
+        if isOneSided, let loss = v.coefficients { isOneSided = isSmall(loss) }
     }
 
-    private mutating func orthonormalized(
-        _ block: Matrix, against basis: MatrixView
-    ) throws(LowRankError) -> (coefficients: Matrix, triangle: Matrix) {
-        if let parts = try orthonormalize(block, against: basis, seed: seed, draws: &draws, on: backend) { return parts }
-        try requireFinite([block.view], of: "svd", on: backend, dependingOn: [(weight, nil)])
-        throw .numericalFailure(operation: "svd", reason: "the squares of the weight's entries overflow or vanish; scale it")
+    /// Whether `Bᵀ Uᵀ U_new`, which would be zero without rounding, is far below what eigenvectors of T would notice, even
+    /// if another step magnifies it.
+    private func isSmall(_ loss: Matrix) -> Bool {
+        let size = backend.columnDots(loss.view, loss.view).reduce(0, +)
+        // ε to the power 3/4 of the length.
+        return size <= type.epsilon * type.epsilon.squareRoot() * largestImage * largestImage
     }
 
-    private mutating func pass(_ operand: MatrixView, _ block: MatrixView) throws(LowRankError) -> Matrix {
-        passes += 1
-        return try backend.product(operand, block, order: .columnMajor)
+    /// Length up to which a direction counts as rounding.
+    private var vanishing: Double { 64 * type.epsilon * largestImage }
+
+    /// `target -= basis coefficients`.
+    private func subtract(_ basis: MatrixView, _ coefficients: MatrixView, from target: Matrix) throws(LowRankError) {
+        if basis.columns == 0 { return }
+        let parts = try backend.makeMatrix(
+            rows: coefficients.rows, columns: coefficients.columns, type: type, order: .rowMajor)
+        try backend.copy(coefficients, to: parts.view)
+        try backend.multiply(alpha: -1, basis, parts.view, beta: 1, into: target.view)
+    }
+
+    /// W V_next; the first one shows whether W's entries have to be scaled.
+    private mutating func scaledImage(of block: Matrix) throws(LowRankError) -> Matrix {
+        let image = try weight.image(of: block.view)
+        if dimension > 0 { return image }
+        let norm = backend.columnDots(image.view, image.view).reduce(0, +).squareRoot()
+        return try weight.fitScale(to: norm) ? weight.image(of: block.view) : image
+    }
+
+    /// The new columns of B and T.
+    private func extendProjection(old: Range<Int>, new: Range<Int>, _ u: OrthonormalBlock) throws(LowRankError) {
+        let (_, coupling, coupled) = next
+        backend.clear(projection.view[old, new])
+        backend.clear(projection.view[new, old])
+        try backend.copy(coupling.view.transposed, to: projection.view[coupled, new])
+        var reached = coupled
+        if let more = u.coefficients {
+            try backend.accumulate(more.view, beta: 1, into: projection.view[old, new])
+            reached = old
+        }
+        try backend.copy(u.triangle.view, to: projection.view[new, new])
+        // T's new columns, from the rows of B's new columns that are not zero.
+        let (above, corner) = (projection.view[reached, new], projection.view[new, new])
+        try backend.multiply(
+            alpha: 1, projection.view[reached, old].transposed, above, beta: 0, into: gram.view[old, new])
+        try backend.multiply(alpha: 1, above.transposed, above, beta: 0, into: gram.view[new, new])
+        try backend.multiply(alpha: 1, corner.transposed, corner, beta: 1, into: gram.view[new, new])
+        try backend.copy(gram.view[old, new].transposed, to: gram.view[new, old])
     }
 
     /// Makes room for `columns` columns in both bases, keeping what is there.
     private mutating func reserve(_ columns: Int) throws(LowRankError) {
         if columns <= left.columns { return }
-        let capacity = min(matrix.columns, max(columns, 2 * left.columns, 8 * Self.blockColumns))
+        try setCapacity(min(weight.matrix.columns, max(columns, 2 * left.columns, 8 * blockColumns)))
+    }
+
+    private mutating func setCapacity(_ capacity: Int) throws(LowRankError) {
         let kept = 0..<dimension
-        let (oldLeft, oldRight, oldProjection) = (left, right, projection)
-        left = try backend.makeMatrix(rows: matrix.rows, columns: capacity, type: type, order: .columnMajor)
-        right = try backend.makeMatrix(rows: matrix.columns, columns: capacity, type: type, order: .columnMajor)
-        projection = try backend.makeMatrix(rows: capacity, columns: capacity, type: type, order: .columnMajor)
-        try backend.copy(oldLeft.view[columns: kept], to: left.view[columns: kept])
-        try backend.copy(oldRight.view[columns: kept], to: right.view[columns: kept])
-        try backend.copy(oldProjection.view[kept, kept], to: projection.view[kept, kept])
+        left = try resized(left, to: capacity)
+        right = try resized(right, to: capacity)
+        for path in [\Self.projection, \Self.gram] {
+            let larger = try backend.makeMatrix(rows: capacity, columns: capacity, type: .float64, order: .columnMajor)
+            try backend.copy(self[keyPath: path].view[kept, kept], to: larger.view[kept, kept])
+            self[keyPath: path] = larger
+        }
+    }
+
+    private func resized(_ basis: Matrix, to capacity: Int) throws(LowRankError) -> Matrix {
+        let larger = try backend.makeMatrix(rows: basis.rows, columns: capacity, type: type, order: .columnMajor)
+        try backend.copy(basis.view[columns: 0..<dimension], to: larger.view[columns: 0..<dimension])
+        return larger
     }
 
     // MARK: Ritz triplets
 
-    /// The leading singular triplets of B: vectors [K, rank] and values.
-    private func projectedTriplets(_ rank: Int) throws(LowRankError) -> (y: MatrixView, s: [Double], x: MatrixView) {
+    /// The leading singular values of B and its right singular vectors [K, count], float64.
+    ///
+    /// - Parameter bound: What is wanted of the residuals, relative to the largest value; the eigenvalues of T give
+    ///   rounding over the ratio of the smallest to the largest value.
+    func ritzTriplets(_ count: Int, bound: Double) throws(LowRankError) -> RitzTriplets {
         let all = 0..<dimension
-        let small = try backend.makeMatrix(rows: dimension, columns: dimension, type: type, order: .columnMajor)
-        try backend.copy(projection.view[all, all], to: small.view)
-        let (y, s, xh) = try backend.factorSVD(small)
-        return (y.view[columns: 0..<rank], Array(s[..<rank]), xh.view[rows: 0..<rank].transposed)
-    }
-
-    /// The largest `‖S y_last‖` of the triplets.
-    private func estimatedResidual(_ y: MatrixView) throws(LowRankError) -> Double {
-        let last = y[rows: (dimension - Self.blockColumns)..<dimension]
-        let residuals = try backend.product(next.coupling.view, last)
-        return largestColumnNorm(residuals.view)
-    }
-
-    /// The largest `‖W v − s u‖` and `‖Wᵀ u − s v‖` of the triplets, from the products themselves.
-    private mutating func measuredResidual(_ u: MatrixView, _ s: [Double], _ v: MatrixView) throws(LowRankError) -> Double {
-        let values = try backend.makeMatrix(rows: s.count, columns: 1, type: type, order: .columnMajor)
-        backend.setValues(s, of: values.view)
-        var largest = 0.0
-        for (operand, from, to) in [(matrix, v, u), (matrix.transposed, u, v)] {
-            let residual = try backend.makeMatrix(rows: to.rows, columns: to.columns, type: type, order: .columnMajor)
-            try backend.copy(to, rowFactors: nil, columnFactors: values.view, to: residual.view)
-            passes += 1
-            try backend.multiply(alpha: 1, operand, from, beta: -1, into: residual.view)
-            largest = max(largest, largestColumnNorm(residual.view))
+        let small = try backend.makeMatrix(rows: dimension, columns: dimension, type: .float64, order: .columnMajor)
+        if bound >= RitzTriplets.smallestEigenvalueBound {
+            try backend.copy(gram.view[all, all], to: small.view)
+            let (squares, x) = try backend.factorSymmetric(small, leading: count)
+            return RitzTriplets(s: squares.map { max($0, 0).squareRoot() }, x: x.view)
         }
-        return largest
+        try backend.copy(projection.view[all, all], to: small.view)
+        let (_, s, xh) = try backend.factorSVD(small)
+        return RitzTriplets(s: Array(s[..<count]), x: xh.view[rows: 0..<count].transposed)
     }
 
-    private func largestColumnNorm(_ view: MatrixView) -> Double {
-        (backend.columnDots(view, view).max() ?? 0).squareRoot()
+    /// `‖Wᵀ u − s v‖` of each triplet, from the next block: `‖S y_last‖` with `y = B x / s`.
+    func residuals(of triplets: RitzTriplets) throws(LowRankError) -> [Double] {
+        let last = next.columns
+        let y = try backend.product(projection.view[last, last], triplets.x[rows: last])
+        let parts = try backend.product(next.coupling.view, y.view)
+        // y is a unit vector, which the quotient misses where s is rounding.
+        let largest = backend.columnDots(next.coupling.view, next.coupling.view).reduce(0, +).squareRoot()
+        return zip(backend.columnDots(parts.view, parts.view), triplets.s).map { square, s in
+            s > 0 ? min(square.squareRoot() / s, largest) : largest
+        }
     }
+
+    /// The triplets of W itself, from its right singular vectors V x: orthonormal to rounding, and checked with products.
+    mutating func checked(_ triplets: RitzTriplets) throws(LowRankError) -> CheckedTriplets {
+        let vectors = try combination(right, triplets.x)
+        let none = right.view[columns: 0..<0]
+        let orthonormal = try orthonormalizer.orthonormalize(vectors, against: none, vanishing: 0).block
+        return try CheckedTriplets.extracted(from: orthonormal, of: &weight, &orthonormalizer, on: backend)
+    }
+
+    /// `basis x` in the type of the bases.
+    private func combination(_ basis: Matrix, _ x: MatrixView) throws(LowRankError) -> Matrix {
+        let parts = try backend.makeMatrix(rows: x.rows, columns: x.columns, type: type, order: .rowMajor)
+        try backend.copy(x, to: parts.view)
+        return try backend.product(basis.view[columns: 0..<dimension], parts.view)
+    }
+
+    // MARK: Starting again
+
+    /// Keeps the span of the triplets (all columns of U and V are replaced by theirs) and V_next: a thick restart.
+    mutating func restart(keeping triplets: RitzTriplets) throws(LowRankError) {
+        // A vector u = W v / s is rounding where s is.
+        let kept = triplets.s.prefix { $0 > 0x1p-20 * triplets.s[0] }
+        let x = triplets.x[columns: 0..<kept.count]
+        let y = try backend.product(projection.view[0..<dimension, 0..<dimension], x, order: .columnMajor)
+        let inverses = try backend.makeMatrix(rows: kept.count, columns: 1, type: .float64, order: .columnMajor)
+        backend.setValues(kept.map { 1 / $0 }, of: inverses.view)
+        try backend.copy(y.view, rowFactors: nil, columnFactors: inverses.view, to: y.view)
+
+        let (newLeft, newRight) = (try combination(left, y.view), try combination(right, x))
+        let coupling = try backend.product(next.coupling.view, y.view[rows: next.columns])
+        dimension = kept.count
+        let all = 0..<dimension
+        next = (next.block, coupling, all)
+        try backend.copy(newLeft.view, to: left.view[columns: all])
+        try backend.copy(newRight.view, to: right.view[columns: all])
+        for (matrix, diagonal) in [(projection, Array(kept)), (gram, kept.map { $0 * $0 })] {
+            backend.clear(matrix.view[all, all])
+            backend.setValues(diagonal, of: matrix.view[all, all].diagonal)
+        }
+    }
+
+    /// Adds `columns` random directions to V_next, for copies of singular values that the space can't hold yet.
+    mutating func addRandomColumns(_ columns: Int) throws(LowRankError) {
+        let (block, coupling, coupled) = next
+        let (known, total) = (dimension + block.columns, block.columns + columns)
+        try reserve(known)
+        try backend.copy(block.view, to: right.view[columns: dimension..<known])
+        let random = try orthonormalizer.randomBlock(rows: right.rows, columns: columns, type: type)
+        let fresh = try orthonormalizer.orthonormalize(
+            random, against: right.view[columns: 0..<known], vanishing: 0).block
+        let wider = try backend.makeMatrix(rows: right.rows, columns: total, type: type, order: .rowMajor)
+        try backend.copy(block.view, to: wider.view[columns: 0..<block.columns])
+        try backend.copy(fresh.view, to: wider.view[columns: block.columns..<total])
+        let widerCoupling = try backend.makeMatrix(rows: total, columns: coupled.count, type: .float64, order: .rowMajor)
+        backend.clear(widerCoupling.view)
+        try backend.copy(coupling.view, to: widerCoupling.view[rows: 0..<block.columns])
+        next = (wider, widerCoupling, coupled)
+        startingColumns += columns
+    }
+}
+
+/// Leading singular values and right singular vectors of a projection.
+struct RitzTriplets {
+    let s: [Double]
+    let x: MatrixView
+
+    /// Relative residuals down to which the eigenvectors of T will do.
+    static let smallestEigenvalueBound = 0x1p-30
+
+    /// The first `count` of them.
+    func prefix(_ count: Int) -> RitzTriplets { RitzTriplets(s: Array(s[..<count]), x: x[columns: 0..<count]) }
 }

@@ -10,8 +10,14 @@ public struct TruncatedSVD {
     public let s: [Double]
     /// Right singular vectors, `[rank, n]`, row-major.
     public let vh: Matrix
-    /// Products of W or its transpose with a block of vectors, the final check included; 1 for the dense path.
+    /// Products of W or its transpose with a block of vectors, the final check included; a product WᵀW or a copy of W
+    /// counts as one.
     public let passes: Int
+    /// The tolerance that was kept: the caller's, raised to 10 ε of the working precision, or to what LAPACK's SVD in
+    /// float64 left, some ten ε, where the caller asked for less than 64.
+    public let tolerance: Double
+    /// The largest `‖W v − s u‖` and `‖Wᵀu − s v‖` that were measured, over s[0].
+    public let residual: Double
 }
 
 extension TruncatedSVD {
@@ -20,110 +26,101 @@ extension TruncatedSVD {
 
     /// How the triplets are found.
     package enum Path: Sendable {
-        /// LAPACK's SVD of a copy in the working precision.
+        /// LAPACK's SVD of a copy.
         case dense
+        /// The eigenvectors of WᵀW in float64.
+        case gram
         /// Products with W until the triplets have converged.
         case krylov
 
-        /// The cheaper one. A copy is made of small matrices alone, or where the factors are as large as the matrix.
-        init(rows: Int, columns: Int, rank: Int) {
+        /// The one that promises to be the cheapest.
+        init(rows: Int, columns: Int, rank: Int, bound: Double) {
+            let cost = SVDCost(rows: rows, columns: columns, rank: rank)
             let shorter = min(rows, columns)
-            // A Krylov space of few blocks would be the whole space, however long the other side is.
-            let isSmall = shorter < 64 || (shorter <= 512 && rows * columns <= 1 << 20)
-            self = isSmall || 4 * rank >= shorter ? .dense : .krylov
+            let exact: Path = shorter < 32 && cost.dense < 1e8 || 2 * rank > shorter ? .dense : .gram
+            let krylov = cost.likelyKrylovColumns * cost.krylovColumn
+            let isKrylov = 4 * rank < shorter && krylov < (exact == .dense ? cost.dense : cost.gram)
+            self = isKrylov ? .krylov : bound < RitzTriplets.smallestEigenvalueBound ? .dense : exact
         }
     }
 
     /// Computes the leading `rank` triplets to a checked tolerance.
     ///
     /// For each triplet `‖W v − s u‖` and `‖Wᵀu − s v‖` are at most `tolerance * s[0]`, measured with explicit products
-    /// before returning. Small matrices, ranks from a quarter of min(m, n) on, and weights whose Krylov space would have to
-    /// grow to the whole space take a dense LAPACK SVD, which gives them to its working accuracy. The result is a function
-    /// of the weight and the seed alone.
+    /// before returning. The way there is chosen by its cost: a block Krylov space, the eigenvectors of WᵀW in float64, or
+    /// LAPACK's SVD of a copy, for small weights and ranks above half of min(m, n), and where the others did not reach the
+    /// tolerance. The result is a function of the weight and the seed alone.
     ///
     /// - Parameters:
     ///   - weight: `[m, n]`, any type and strides. Read only.
     ///   - rank: `1...min(m, n)`.
-    ///   - tolerance: Bound on the residuals over s[0], below 1; raised to 10 ε of the working precision.
+    ///   - tolerance: Bound on the residuals over s[0], below 1; raised to 10 ε of the working precision, and below 64 ε
+    ///     of float64 to what can be reached.
     ///   - seed: Of the random starting block.
     /// - Throws: ``LowRankError/invalidArgument(argument:expected:got:)`` for a rank or tolerance out of range,
     ///   ``LowRankError/nonFinite(argument:row:column:)`` if W holds a NaN or infinity,
-    ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow, `outOfMemory`.
+    ///   ``LowRankError/numericalFailure(operation:reason:)`` if the tolerance was not reached or a singular value is beyond
+    ///   the range of float64, `outOfMemory`.
     ///
     /// Accuracy: residuals as above; a singular value then errs by at most `tolerance * s[0]`, in practice by its square.
-    /// Edge cases: for singular values that are zero U and V stay orthonormal. A Krylov space holds at most 16 vectors of one
-    /// singular value, so of a value that is repeated more often the next smaller ones take the others' places.
-    /// - Complexity: one pass over W per block of 16 vectors and side; workspace (m + n) K with K the dimension of the
-    ///   Krylov space (a few times rank; min(m, n) at worst).
-    /// Source: block Golub-Kahan-Lanczos with full reorthogonalisation (Golub, Luk, Overton 1981, "A block Lanczos method
-    /// for computing the singular values and corresponding singular vectors of a matrix").
+    /// Edge cases: for singular values that are zero U and V stay orthonormal. A Krylov space started from 16 vectors holds
+    /// 16 copies of one singular value at most; where it has found as many it goes on with 16 more.
+    /// - Complexity: for the Krylov space two passes over W per 16 columns, workspace (m + n) K with K its dimension, a few
+    ///   times rank and such that the bases hold at most half as many numbers as W (but 8 times rank at least). For WᵀW one
+    ///   product, 4/3 n³ and workspace n² in float64, n = min(m, n).
+    /// Source: block Golub-Kahan-Lanczos (Golub, Luk, Overton 1981, "A block Lanczos method for computing the singular values
+    /// and corresponding singular vectors of a matrix"), orthogonalised on the shorter side (Simon, Zha 2000), with thick
+    /// restarts (Baglama, Reichel 2005, "Augmented implicitly restarted Lanczos bidiagonalization methods").
     public init(
         of weight: MatrixView, rank: Int, tolerance: Double = Self.defaultTolerance, seed: UInt64 = 0,
         on backend: some Backend
     ) throws(LowRankError) {
-        try requireRank(rank, of: weight)
-        let path = Path(rows: weight.rows, columns: weight.columns, rank: rank)
-        try self.init(of: weight, rank: rank, tolerance: tolerance, seed: seed, path: path, on: backend)
+        try self.init(of: weight, rank: rank, tolerance: tolerance, seed: seed, path: nil, on: backend)
     }
 
-    /// The same on a path of the caller's choice; a Krylov path needs `min(m, n) >= 16`.
+    /// The same, beginning on a path of the caller's choice and going on to the exact ones where that does not lead there.
     package init(
-        of weight: MatrixView, rank: Int, tolerance: Double = Self.defaultTolerance, seed: UInt64 = 0, path: Path,
+        of weight: MatrixView, rank: Int, tolerance: Double = Self.defaultTolerance, seed: UInt64 = 0, path: Path?,
         on backend: some Backend
     ) throws(LowRankError) {
         try requireRank(rank, of: weight)
         guard tolerance > 0, tolerance < 1 else {
             throw .invalidArgument(argument: "tol", expected: "0 < tol < 1", got: "\(tolerance)")
         }
-        if path == .dense {
-            self = try Self.dense(weight, rank: rank, passes: 1, on: backend)
-            return
-        }
         let bound = max(tolerance, 10 * weight.type.computeType.epsilon)
-        // The shorter side is exhausted first, and the space with it.
-        let isWide = weight.rows < weight.columns
-        var space = try KrylovSpace(of: isWide ? weight.transposed : weight, weight: weight, seed: seed, on: backend)
-        guard let triplets = try space.leadingTriplets(rank, bound: bound) else {
-            self = try Self.dense(weight, rank: rank, passes: space.passes + 1, on: backend)
-            return
-        }
-        let (left, right) = isWide ? (triplets.right, triplets.left) : (triplets.left, triplets.right)
-        self = try Self.normalized(
-            left: left.view, s: triplets.s, right: right.view.transposed, passes: space.passes, on: backend)
-    }
-
-    private static func dense(
-        _ weight: MatrixView, rank: Int, passes: Int, on backend: some Backend
-    ) throws(LowRankError) -> TruncatedSVD {
-        let type = weight.type.computeType
-        let copy = try backend.makeMatrix(rows: weight.rows, columns: weight.columns, type: type, order: .columnMajor)
-        try backend.copy(weight, to: copy.view)
-        // LAPACK's iteration need not end on a NaN.
-        try requireFinite([copy.view], of: "svd", on: backend, dependingOn: [(weight, nil)])
-        let (u, s, vh) = try backend.factorSVD(copy)
-        try requireFinite([u.view, vh.view], of: "svd", on: backend, dependingOn: [])
+        var search = TripletSearch(of: weight, rank: rank, bound: bound, seed: seed, on: backend)
+        let start = path ?? Path(rows: weight.rows, columns: weight.columns, rank: rank, bound: bound)
+        let found = try search.triplets(startingOn: start, isFree: path == nil)
+        let (left, right) = search.weight.isTransposed ? (found.right, found.left) : (found.left, found.right)
+        let s = found.s.map { $0 / search.weight.scale }
         if !s.allSatisfy(\.isFinite) { throw overflow(of: "svd") }
-        return try normalized(
-            left: u.view[columns: 0..<rank], s: Array(s[..<rank]), right: vh.view[rows: 0..<rank],
-            passes: passes, on: backend)
+        let residual = found.s[0] > 0 ? found.residual / found.s[0] : 0
+        self = try Self.normalized(
+            left: left.view, s: s, right: right.view.transposed, type: weight.type.computeType,
+            report: (search.weight.passes, search.bound, residual), on: backend)
     }
 
-    /// Copies the factors into their final layout, with the signs fixed.
+    /// Copies the factors into their final layout and type, with the signs fixed.
     private static func normalized(
-        left: MatrixView, s: [Double], right: MatrixView, passes: Int, on backend: some Backend
+        left: MatrixView, s: [Double], right: MatrixView, type: ScalarType,
+        report: (passes: Int, tolerance: Double, residual: Double), on backend: some Backend
     ) throws(LowRankError) -> TruncatedSVD {
         let rank = s.count
-        let u = try backend.makeMatrix(rows: left.rows, columns: rank, type: left.type, order: .columnMajor)
-        let vh = try backend.makeMatrix(rows: rank, columns: right.columns, type: left.type, order: .rowMajor)
+        let u = try backend.makeMatrix(rows: left.rows, columns: rank, type: type, order: .columnMajor)
+        let vh = try backend.makeMatrix(rows: rank, columns: right.columns, type: type, order: .rowMajor)
+        try backend.copy(left, to: u.view)
+        try backend.copy(right, to: vh.view)
+        // Of the vectors as they are returned: rounding decides between entries of nearly the same magnitude.
         let signs = (0..<rank).map { j in
-            let column = backend.values(of: left[columns: j..<(j + 1)])
+            let column = backend.values(of: u.view[columns: j..<(j + 1)])
             let largest = column.reduce(0.0) { $1.magnitude > $0.magnitude ? $1 : $0 }
             return largest < 0 ? -1.0 : 1.0
         }
-        let signVector = try backend.makeMatrix(rows: rank, columns: 1, type: left.type, order: .columnMajor)
+        let signVector = try backend.makeMatrix(rows: rank, columns: 1, type: type, order: .columnMajor)
         backend.setValues(signs, of: signVector.view)
-        try backend.copy(left, rowFactors: nil, columnFactors: signVector.view, to: u.view)
-        try backend.copy(right, rowFactors: signVector.view, columnFactors: nil, to: vh.view)
-        return TruncatedSVD(u: u, s: s, vh: vh, passes: passes)
+        try backend.copy(u.view, rowFactors: nil, columnFactors: signVector.view, to: u.view)
+        try backend.copy(vh.view, rowFactors: signVector.view, columnFactors: nil, to: vh.view)
+        return TruncatedSVD(
+            u: u, s: s, vh: vh, passes: report.passes, tolerance: report.tolerance, residual: report.residual)
     }
 }

@@ -16,6 +16,10 @@ import Testing
     /// Spectra that are hard in different ways: flat, steep, in clusters, ending early.
     private static let cases: [Case] = {
         let decaying = (0..<60).map { Double(sign: .plus, exponent: -$0, significand: 1) }
+        // From 1e20 to 1e-20: all but the first few are rounding of the first.
+        let graded = (0..<41).map { Double(sign: .plus, exponent: 66 - 66 * $0 / 20, significand: 1) }
+        let stepped = (0..<64).map { 1 / Double(1 + $0 / 8) }
+        let powerLaw = (0..<100).map { 1 / Double(1 + $0) }
         let clustered = (0..<60).map { $0 < 15 ? 1.0 : $0 < 30 ? 0.5 : 0.1 }
         let isolated = [100.0] + [Double](repeating: 1, count: 59)
         return [
@@ -23,6 +27,9 @@ import Testing
             Case(name: "gaussian, wide", weight: .gaussian(90, 160, seed: 2), rank: 9),
             Case(name: "gaussian, square", weight: .gaussian(120, 120, seed: 3), rank: 1),
             Case(name: "decaying", weight: .withSpectrum(decaying, 140, 100, seed: 4), rank: 12),
+            Case(name: "graded", weight: .withSpectrum(graded, 120, 100, seed: 17), rank: 20),
+            Case(name: "stepped", weight: .withSpectrum(stepped, 130, 120, seed: 18), rank: 20),
+            Case(name: "power law", weight: .withSpectrum(powerLaw, 110, 130, seed: 19), rank: 25),
             Case(name: "clustered", weight: .withSpectrum(clustered, 100, 140, seed: 5), rank: 24),
             Case(name: "isolated", weight: .withSpectrum(isolated, 140, 100, seed: 6), rank: 5),
             Case(name: "rank 4", weight: .gaussian(100, 4, seed: 7) * .gaussian(4, 130, seed: 8), rank: 10),
@@ -35,6 +42,10 @@ import Testing
 
     @Test(arguments: KernelTable.available, cases.indices)
     func residualsAreWithinTheTolerance(table: KernelTable, index: Int) throws {
+        for path in [TruncatedSVD.Path.krylov, .gram] { try checkResiduals(table: table, index: index, path: path) }
+    }
+
+    private func checkResiduals(table: KernelTable, index: Int, path: TruncatedSVD.Path) throws {
         let backend = CPUBackend(kernels: table, threads: 2)
         let (name, rank) = (Self.cases[index].name, Self.cases[index].rank)
         for (type, tolerance) in [
@@ -42,8 +53,8 @@ import Testing
         ] {
             let weight = TestMatrix(Self.cases[index].weight, type, .paddedRows)
             let svd = try TruncatedSVD(
-                of: weight.view, rank: rank, tolerance: tolerance, seed: 3, path: .krylov, on: backend)
-            let label = "\(table.name) \(name) \(type) rank \(rank) tol \(tolerance)"
+                of: weight.view, rank: rank, tolerance: tolerance, seed: 3, path: path, on: backend)
+            let label = "\(table.name) \(path) \(name) \(type) rank \(rank) tol \(tolerance)"
             checkSVD(svd, of: weight.values, rank: rank, tolerance: tolerance, type.computeType, label)
             // A value differs from a singular value by at most its residual.
             let dense = try TruncatedSVD(of: weight.view, rank: rank, path: .dense, on: backend)
@@ -66,15 +77,39 @@ import Testing
             "\(table.name) \(Self.cases[index].name) tol 1e-30")
     }
 
-    /// A block of 16 columns sees 16 copies of a singular value at most, unless rounding brings in others.
-    @Test func equalSingularValuesBeyondTheBlock() throws {
+    /// A start of 16 columns sees 16 copies of a singular value at most, so the space has to notice and start anew.
+    @Test(arguments: [(17, 20), (20, 24), (20, 45), (40, 41), (50, 60)], [ScalarType.float32, .float64])
+    func equalSingularValuesBeyondTheBlock(counts: (copies: Int, rank: Int), type: ScalarType) throws {
+        let spectrum = (0..<120).map { $0 < counts.copies ? 1.0 : $0 < counts.copies + 25 ? 0.5 : 0.1 }
+        let weight = TestMatrix(.withSpectrum(spectrum, 400, 360, seed: 15), type)
+        let tolerance = type == .float64 ? 1e-10 : 1e-4
+        let svd = try TruncatedSVD(
+            of: weight.view, rank: counts.rank, tolerance: tolerance, path: .krylov, on: CPUBackend.shared)
+        let label = "\(counts.copies) equal singular values, rank \(counts.rank), \(type)"
+        checkSVD(svd, of: weight.values, rank: counts.rank, tolerance: tolerance, type, label)
+        #expect(svd.s[counts.copies - 1] > 1 - tolerance, "\(label): S \(svd.s)")
+        #expect(zip(svd.s, spectrum).allSatisfy { ($0 - $1).magnitude <= tolerance }, "\(label): S \(svd.s)")
+    }
+
+    /// A side too short for another start leaves it to an exact path.
+    @Test func equalSingularValuesInAShortWeight() throws {
         let spectrum = (0..<60).map { $0 < 20 ? 1.0 : $0 < 40 ? 0.5 : 0.1 }
         let weight = TestMatrix(.withSpectrum(spectrum, 100, 140, seed: 15))
         let svd = try TruncatedSVD(of: weight.view, rank: 24, path: .krylov, on: CPUBackend.shared)
         checkSVD(svd, of: weight.values, rank: 24, tolerance: 1e-4, .float32, "20 equal singular values")
-        withKnownIssue("the block Krylov space does not look for copies of converged singular values") {
-            #expect(zip(svd.s, spectrum).allSatisfy { ($0 - $1).magnitude <= 1e-4 }, "S \(svd.s)")
-        }
+        #expect(zip(svd.s, spectrum).allSatisfy { ($0 - $1).magnitude <= 1e-4 }, "S \(svd.s)")
+    }
+
+    /// The bases hold 144 columns at most here, and convergence takes more.
+    @Test(arguments: KernelTable.available.suffix(1), [ScalarType.float32, .float64])
+    func restartsKeepTheMemoryBounded(table: KernelTable, type: ScalarType) throws {
+        let weight = TestMatrix(.gaussian(420, 400, seed: 16), type)
+        let tolerance = type == .float64 ? 1e-11 : 1e-5
+        let svd = try TruncatedSVD(
+            of: weight.view, rank: 2, tolerance: tolerance, path: .krylov, on: CPUBackend(kernels: table, threads: 2))
+        let label = "\(table.name) \(type)"
+        #expect((svd.passes - 2) / 2 * 16 > 144, "\(label): no restart in \(svd.passes) passes")
+        checkSVD(svd, of: weight.values, rank: 2, tolerance: tolerance, type, label)
     }
 
     @Test(arguments: KernelTable.available)
@@ -83,7 +118,7 @@ import Testing
         let values = RealMatrix.withSpectrum(spectrum, 560, 520, seed: 10)
         let weight = TestMatrix(values)
         let svd = try TruncatedSVD(of: weight.view, rank: 8, on: CPUBackend(kernels: table, threads: 2))
-        #expect(svd.passes > 1, "\(table.name): the dense path counts one pass")
+        #expect(svd.passes > 3, "\(table.name): the exact paths make three passes")
         checkSVD(svd, of: weight.values, rank: 8, tolerance: 1e-4, .float32, "\(table.name) 560x520 seed 10")
         let difference = zip(svd.s, spectrum).map { ($0 - $1).magnitude }.max() ?? 1
         #expect(difference <= 1e-4, "\(table.name): S differs by \(difference)")

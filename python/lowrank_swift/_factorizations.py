@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import _native
@@ -28,13 +29,35 @@ class LDUResult(NamedTuple):
     perm: Array
 
 
-class SVDResult(NamedTuple):
-    """``U`` of shape ``(m, r)``, ``S`` ``(r,)``, ``Vh`` ``(r, n)``, and how often ``W`` was multiplied with a block."""
-
+class _Triplets(NamedTuple):
     U: Array
     S: Array
     Vh: Array
     passes: int
+
+
+class SVDResult(_Triplets):
+    """``U`` of shape ``(m, r)``, ``S`` ``(r,)``, ``Vh`` ``(r, n)``, and how often ``W`` was multiplied with a block.
+
+    Beside these four, which the tuple holds, two attributes say what was kept:
+
+    Attributes:
+        tol: The tolerance: the caller's, or 10 times the rounding unit of the working precision where that is more (for
+            float64 weights what can be reached, which may be some ten units).
+        residual: The largest of all ``||W v - s u||`` and ``||W^T u - s v||`` that were measured, over ``S[0]``.
+    """
+
+    tol: float
+    residual: float
+
+    def __new__(
+        cls, U: Array, S: Array, Vh: Array, passes: int, tol: float = math.nan, residual: float = math.nan
+    ) -> SVDResult:
+        """Make a result; `tol` and `residual` are NaN where nothing was measured."""
+        result = super().__new__(cls, U, S, Vh, passes)
+        result.tol = tol
+        result.residual = residual
+        return result
 
 
 def qr(weight: Array, rank: int, *, dtype: Any | None = None) -> QRResult:
@@ -105,30 +128,39 @@ def ldu(weight: Array, rank: int, *, dtype: Any | None = None) -> LDUResult:
 def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: Any | None = None) -> SVDResult:
     """Compute the leading `rank` singular triplets of ``W`` to a stated tolerance.
 
+    The way there is chosen by its cost. A block Krylov space takes products of ``W`` and ``W^T`` with 16 vectors each
+    until the triplets have converged; the leading eigenvectors of ``W^T W`` in float64 serve small weights, long ones
+    and large ranks; LAPACK's SVD of a copy serves the smallest, ranks above half of ``min(m, n)``, and tolerances near
+    rounding. All end with the same check by products with ``W``.
+
     Args:
         weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         tol: Bound of ``||W v - s u||`` and ``||W^T u - s v||`` for each triplet, as a share of the largest singular
-            value; it is raised to 10 times the rounding unit of the working precision.
+            value. One below 10 times the rounding unit of the working precision (1.2e-6 in float32, 2.2e-15 in float64)
+            is raised to that, and the result's ``tol`` says so.
         seed: ``0 <= seed < 2**64``. The result is the same for the same seed.
         dtype: Of the result; by default float32, or float64 for a float64 weight.
 
     Returns:
-        SVDResult: ``U`` ``(m, rank)``, ``S`` ``(rank,)`` in descending order, ``Vh`` ``(rank, n)`` and ``passes``. The
-        entry of largest magnitude in each column of ``U`` is positive.
+        SVDResult: ``U`` ``(m, rank)``, ``S`` ``(rank,)`` in descending order, ``Vh`` ``(rank, n)`` and ``passes``; as
+        attributes ``tol`` and ``residual``. The entry of largest magnitude in each column of ``U`` is positive.
 
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
         BufferError: if the tensor is on another device.
-        LinAlgError: if finite entries overflow on the way, or a result does not fit `dtype`.
+        LinAlgError: if the residuals stay above `tol` (the message says how far they came), or a result does not fit
+            `dtype`.
 
     Reference:
         G. H. Golub, F. T. Luk and M. L. Overton, A block Lanczos method for computing the singular values and
-        corresponding singular vectors of a matrix, 1981; with full reorthogonalisation.
+        corresponding singular vectors of a matrix, 1981; orthogonalised on the shorter side as in H. D. Simon and
+        H. Zha, Low-rank matrix approximation using the Lanczos bidiagonalization process with applications, 2000.
     """
     checked = check_weight(weight, rank, dtype)
     rank = checked.rank
     left, values, right = checked.empty(checked.rows, rank), checked.empty(rank), checked.empty(rank, checked.columns)
-    passes = _native.svd(checked.shared, rank, tol, seed, left, values, right)
-    return SVDResult(checked.returned(left), checked.returned(values), checked.returned(right), passes)
+    passes, kept, residual = _native.svd(checked.shared, rank, tol, seed, left, values, right)
+    triplets = checked.returned(left), checked.returned(values), checked.returned(right)
+    return SVDResult(*triplets, passes, kept, residual)

@@ -75,13 +75,21 @@ lr_status_t lr_qr(const DLTensor *weight, int64_t rank, DLTensor *out_q, DLTenso
 lr_status_t lr_ldu(const DLTensor *weight, int64_t rank, DLTensor *out_l, DLTensor *out_d, DLTensor *out_u,
                    DLTensor *out_perm);
 
+/// What an SVD reports about itself.
+typedef struct lr_svd_report {
+  int64_t passes;   ///< Products of W or W^T with a block of vectors; a product W^T W or a copy of W counts as one.
+  double tol;       ///< The tolerance that was kept: the caller's, raised to 10 eps of the working precision, or in float64
+                    ///< to what can be reached, which may be some ten eps.
+  double residual;  ///< The largest ||W v - s u|| and ||W^T u - s v|| that were measured, over S[0].
+} lr_svd_report_t;
+
 /// Truncated SVD: U [m, r], S [r] descending, Vh [r, n]; ||W v - s u|| and ||W^T u - s v|| at most tol * S[0] for each
-/// triplet, tol raised to 10 eps of the working precision; small weights and large ranks take a dense SVD to its working
-/// accuracy. Of a singular value that is repeated more than 16 times, 16 may be found and smaller ones follow. The entry
-/// of largest magnitude in each column of U is positive. `out_passes` (may be NULL): products of W or W^T with a block.
-/// NON_FINITE, INVALID_ARGUMENT (tol), NUMERICAL_FAILURE (overflow on the way).
+/// triplet, measured with products before returning; tol is raised to 10 eps of the working precision. The entry of largest
+/// magnitude in each column of U is positive. The same seed gives the same bits. `out_report` may be NULL.
+/// NON_FINITE, INVALID_ARGUMENT (tol), NUMERICAL_FAILURE (a residual that stays above tol * S[0], which the message states,
+/// or a singular value beyond the range of out_s).
 lr_status_t lr_svd(const DLTensor *weight, int64_t rank, double tol, uint64_t seed, DLTensor *out_u, DLTensor *out_s,
-                   DLTensor *out_vh, int64_t *out_passes);
+                   DLTensor *out_vh, lr_svd_report_t *out_report);
 
 /// Leading singular values [r], descending, the Frobenius norm of W (one pass in float64; may be NULL), and the share of
 /// its square that the values carry (may be NULL; 1 for W = 0). float32 and 16-bit weights with min(m, n) <= 1024 or
