@@ -29,11 +29,11 @@ struct KrylovSpace<Device: Backend> {
     private let backend: Device
     private let type: ScalarType
     private var orthonormalizer: Orthonormalizer<Device>
-    private var left: Matrix
-    private var right: Matrix
-    /// B and T, float64.
-    private var projection: Matrix
-    private var gram: Matrix
+    /// Memory for U and V, B and T (both float64). Most of it is never touched where convergence is quick.
+    private let left: Matrix
+    private let right: Matrix
+    private let projection: Matrix
+    private let gram: Matrix
     /// Whether new blocks of U are made orthogonal to its last block alone.
     private var isOneSided = true
     /// V_next and S, and the columns of U that S belongs to.
@@ -44,9 +44,12 @@ struct KrylovSpace<Device: Backend> {
     /// A lower bound of the largest singular value: the largest norm of W's product with a column of V.
     private var largestImage = 0.0
 
-    /// - Parameter type: Of the bases.
+    /// - Parameters:
+    ///   - capacity: Columns that the bases can hold.
+    ///   - type: Of the bases.
     init(
-        of weight: ScaledWeight<Device>, blockColumns: Int, type: ScalarType, seed: UInt64, on backend: Device
+        of weight: ScaledWeight<Device>, blockColumns: Int, capacity: Int, type: ScalarType, seed: UInt64,
+        on backend: Device
     ) throws(LowRankError) {
         self.weight = weight
         self.backend = backend
@@ -54,12 +57,12 @@ struct KrylovSpace<Device: Backend> {
         startingColumns = blockColumns
         orthonormalizer = Orthonormalizer(seed: seed, on: backend)
         let (m, n) = (weight.matrix.rows, weight.matrix.columns)
-        left = try backend.makeMatrix(rows: m, columns: 0, type: type, order: .columnMajor)
-        right = try backend.makeMatrix(rows: n, columns: 0, type: type, order: .columnMajor)
-        projection = try backend.makeMatrix(rows: 0, columns: 0, type: .float64, order: .columnMajor)
-        gram = projection
+        left = try backend.makeMatrix(rows: m, columns: capacity, type: type, order: .columnMajor)
+        right = try backend.makeMatrix(rows: n, columns: capacity, type: type, order: .columnMajor)
+        projection = try backend.makeMatrix(rows: capacity, columns: capacity, type: .float64, order: .columnMajor)
+        gram = try backend.makeMatrix(rows: capacity, columns: capacity, type: .float64, order: .columnMajor)
         let start = try orthonormalizer.randomBlock(rows: n, columns: blockColumns, type: type)
-        let block = try orthonormalizer.orthonormalize(start, against: right.view, vanishing: 0).block
+        let block = try orthonormalizer.orthonormalize(start, against: right.view[columns: 0..<0], vanishing: 0).block
         let coupling = try backend.makeMatrix(rows: blockColumns, columns: 0, type: .float64, order: .rowMajor)
         next = (block, coupling, 0..<0)
     }
@@ -71,7 +74,6 @@ struct KrylovSpace<Device: Backend> {
         let old = 0..<dimension
         let new = dimension..<(dimension + blockColumns)
         let (block, coupling, coupled) = next
-        try reserve(new.upperBound)
         try backend.copy(block.view, to: right.view[columns: new])
 
         let image = try scaledImage(of: block)
@@ -145,29 +147,6 @@ struct KrylovSpace<Device: Backend> {
         try backend.copy(gram.view[old, new].transposed, to: gram.view[new, old])
     }
 
-    /// Makes room for `columns` columns in both bases, keeping what is there.
-    private mutating func reserve(_ columns: Int) throws(LowRankError) {
-        if columns <= left.columns { return }
-        try setCapacity(min(weight.matrix.columns, max(columns, 2 * left.columns, 8 * blockColumns)))
-    }
-
-    private mutating func setCapacity(_ capacity: Int) throws(LowRankError) {
-        let kept = 0..<dimension
-        left = try resized(left, to: capacity)
-        right = try resized(right, to: capacity)
-        for path in [\Self.projection, \Self.gram] {
-            let larger = try backend.makeMatrix(rows: capacity, columns: capacity, type: .float64, order: .columnMajor)
-            try backend.copy(self[keyPath: path].view[kept, kept], to: larger.view[kept, kept])
-            self[keyPath: path] = larger
-        }
-    }
-
-    private func resized(_ basis: Matrix, to capacity: Int) throws(LowRankError) -> Matrix {
-        let larger = try backend.makeMatrix(rows: basis.rows, columns: capacity, type: type, order: .columnMajor)
-        try backend.copy(basis.view[columns: 0..<dimension], to: larger.view[columns: 0..<dimension])
-        return larger
-    }
-
     // MARK: Ritz triplets
 
     /// The leading singular values of B and its right singular vectors [K, count], float64.
@@ -239,11 +218,11 @@ struct KrylovSpace<Device: Backend> {
         }
     }
 
-    /// Adds `columns` random directions to V_next, for copies of singular values that the space can't hold yet.
+    /// Adds `columns` random directions to V_next, for copies of singular values that the space can't hold yet. The bases
+    /// must have room for V_next.
     mutating func addRandomColumns(_ columns: Int) throws(LowRankError) {
         let (block, coupling, coupled) = next
         let (known, total) = (dimension + block.columns, block.columns + columns)
-        try reserve(known)
         try backend.copy(block.view, to: right.view[columns: dimension..<known])
         let random = try orthonormalizer.randomBlock(rows: right.rows, columns: columns, type: type)
         let fresh = try orthonormalizer.orthonormalize(

@@ -26,11 +26,12 @@ struct SVDCost {
     /// LAPACK's SVD of a copy.
     var dense: Double { 4 * rows * columns * columns + 10 * columns * columns * columns + check }
 
-    /// A column of a Krylov space: two products with W, and about four with a basis of a few times the rank.
-    var krylovColumn: Double { 2 * rows * columns + 12 * rank * columns }
+    /// A column of a Krylov space: two products with W, which few columns make little use of, two with a basis of a few
+    /// times the rank, and what a long column's memory costs.
+    var krylovColumn: Double { 2.6 * rows * columns + 12 * rank * columns + 60 * rows }
 
-    /// Columns that a Krylov space needs for a spectrum that is not hard.
-    var likelyKrylovColumns: Double { 4 * rank + 64 }
+    /// Columns that a Krylov space needs for the spectra of pretrained weights.
+    var likelyKrylovColumns: Double { 4 * rank + 100 }
 
     private var check: Double { 3 * rows * columns * rank }
 }

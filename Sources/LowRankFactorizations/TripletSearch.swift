@@ -97,11 +97,11 @@ struct TripletSearch<Device: Backend> {
     private mutating func krylovTriplets(isFree: Bool) throws(LowRankError) -> CheckedTriplets? {
         let (m, n) = (weight.matrix.rows, weight.matrix.columns)
         guard n >= 2 * Self.blockColumns else { return nil }
-        var space = try KrylovSpace(
-            of: weight, blockColumns: Self.blockColumns, type: type, seed: seed, on: backend)
-        defer { weight = space.weight }
         // Half as many numbers as W holds, but room for the triplets and a restart.
-        let memory = max(m * n / (2 * (m + n)), 8 * (rank + Self.blockColumns))
+        let memory = min(max(m * n / (2 * (m + n)), 8 * (rank + Self.blockColumns)), n)
+        var space = try KrylovSpace(
+            of: weight, blockColumns: Self.blockColumns, capacity: memory, type: type, seed: seed, on: backend)
+        defer { weight = space.weight }
         let budget = isFree ? min(cost.gram, cost.dense) / cost.krylovColumn : Double(16 * n)
         var forecast = ConvergenceForecast(bound: bound, first: rank + 2 * Self.blockColumns)
         // The next one tells whether the space has seen all that a new start brought in.
@@ -123,6 +123,7 @@ struct TripletSearch<Device: Backend> {
                 if mayMissCopies(triplets.s, startingColumns: space.startingColumns) {
                     // The new columns need some steps to show what they bring in.
                     if space.dimension + 3 * (space.blockColumns + Self.blockColumns) > n { return nil }
+                    if space.dimension + space.blockColumns > memory { try space.restart(keeping: triplets) }
                     try space.addRandomColumns(Self.blockColumns)
                     wanted = min(rank + 1, n)
                     forecast.waitFor(3 * space.blockColumns, after: space.columnsGrown)
@@ -178,9 +179,9 @@ struct ConvergenceForecast {
         }
         last = (columns, residual)
         // Far from the end the forecast is too high, and a look is cheap.
-        let far = Double(columns) / 4
+        let far = Double(columns) / 3
         let ahead = columnsLeft.map { $0 <= far ? $0 : min(0.6 * $0, far) } ?? far
-        nextCheck = columns + max(step, Int(ahead.rounded(.up)))
+        nextCheck = columns + step * max(1, Int((ahead / Double(step)).rounded()))
     }
 
     /// The check with products has failed where the estimate had not.
