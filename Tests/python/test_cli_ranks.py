@@ -44,6 +44,13 @@ def assert_fails(result: Result, code: int, *parts: str) -> None:
     assert result.stdout == ""
 
 
+def test_targets_may_be_given_one_by_one(folder: Path, tmp_path: Path) -> None:
+    for arguments in (["--targets", "query", "--targets", TARGETS[1]], ["--targets", ",".join(TARGETS)]):
+        result = invoke(folder, "--mean-rank", 3, *arguments, "--json", tmp_path / "ranks.json")
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "ranks.json").read_text())["ranks"] == lrs.allocate_ranks(folder, 3, targets=TARGETS)
+
+
 def test_table_and_json(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "ranks.json"
     result = invoke(folder, "--mean-rank", 3, "--targets", "query, value", "--json", out)

@@ -61,7 +61,8 @@ def ranks(
     mean_rank: Annotated[float | None, typer.Option(help="Budget: this times the number of layers.")] = None,
     parameters: Annotated[int | None, typer.Option(help="Budget: numbers in all up and down factors.")] = None,
     targets: Annotated[
-        str | None, typer.Option(help="Comma-separated names of layers, or their last parts; all matrices if left out.")
+        list[str] | None,
+        typer.Option(help="Names of layers, or their last parts: comma-separated or one an option; all if left out."),
     ] = None,
     rank_min: Annotated[int, typer.Option(help="Least rank of every layer.")] = 1,
     rank_max: Annotated[int | None, typer.Option(help="Largest rank of every layer.")] = None,
@@ -76,7 +77,7 @@ def ranks(
     """
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         _stop('--plot needs matplotlib; install it with: pip install "lowrank_swift[demo]"', code=1)
-    names = None if targets is None else [name.strip() for name in targets.split(",") if name.strip()]
+    names = [name.strip() for names in targets for name in names.split(",") if name.strip()] if targets else None
     try:
         allocation, spectra = allocate_with_spectra(
             _locate(model),
