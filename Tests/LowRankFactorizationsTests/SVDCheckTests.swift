@@ -109,6 +109,7 @@ private struct SpoilingBackend: Backend {
     func maxMagnitude(of source: MatrixView) -> Double { exact.maxMagnitude(of: source) }
     func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? { exact.firstNonFinite(in: source) }
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] { exact.columnDots(a, b) }
+    func squaredNorm(of source: MatrixView) -> Double { exact.squaredNorm(of: source) }
     func multiply(
         alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError) {
@@ -118,6 +119,9 @@ private struct SpoilingBackend: Backend {
         try exact.factorQR(panel, triangle: triangle)
     }
     func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int] { try exact.factorLU(panel) }
+    func symmetricEigenvalues(_ matrix: Matrix) throws(LowRankError) -> [Double] {
+        try exact.symmetricEigenvalues(matrix)
+    }
     func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError) {
         try exact.solveUnitLower(panel, right)
     }
