@@ -19,6 +19,7 @@ public struct RankAllocation: Sendable {
         /// What one rank step takes from the budget.
         public let cost: Int
 
+        /// A layer; every step costs the same unless it is said.
         public init(spectrum: Spectrum, maxRank: Int, cost: Int = 1) {
             self.spectrum = spectrum
             self.maxRank = maxRank

@@ -10,6 +10,7 @@ public struct Spectrum: Sendable {
     /// `‖W‖_F`, from one pass over the weight in float64.
     public let norm: Double
 
+    /// Takes numbers that are known already: descending singular values, and the norm of the whole weight.
     public init(values: [Double], norm: Double) {
         self.values = values
         self.norm = norm
