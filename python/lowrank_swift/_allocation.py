@@ -32,10 +32,16 @@ class LayerSpectrum(NamedTuple):
     norm: float
 
     def share(self, rank: int) -> float:
-        """Return E(rank), the share of ``||W||_F^2`` in the first singular values; 1 for ``W = 0``."""
+        """Return E(rank), the share of ``||W||_F^2`` in the first singular values; 1 for ``W = 0``.
+
+        It is summed as the native rule sums it, to the same bits.
+        """
         if self.norm == 0:
             return 1.0
-        return min(1.0, math.fsum((value / self.norm) ** 2 for value in self.values[:rank]))
+        total = 0.0
+        for value in self.values[:rank]:
+            total += (value / self.norm) * (value / self.norm)
+        return min(1.0, total)
 
 
 class _Budget(NamedTuple):
