@@ -234,6 +234,7 @@ def main(
             )
     record = {"environment": environment(), "command": sys.argv, "results": results}
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1) + "\n")
         partial.replace(out)
