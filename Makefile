@@ -20,7 +20,7 @@ SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge S
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-abi test-python test-peft-versions test-fuzz bench docs wheel clean
+.PHONY: help demo test test-swift test-abi test-python test-peft-versions test-fuzz test-sanitize bench docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -48,6 +48,9 @@ test-peft-versions: $(PEFT_VERSIONS:%=$(VENV)/.peft-%) ## Run the tests of the P
 
 test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls of every function, and repeat calls to find leaks
 	$(VENV_PYTHON) -m pytest Tests/python/fuzz -m 'slow or not slow' -s
+
+test-sanitize: $(VENV)/.installed-test ## Run the tests with AddressSanitizer and ThreadSanitizer, some minutes
+	$(VENV_PYTHON) $(TOOLS)/run_sanitized_tests.py
 
 bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 10 minutes
 	$(VENV)/bin/lowrank-swift bench --out python/benchmarks/results $(BENCH)

@@ -2,7 +2,6 @@
 import CLowRank
 import Glibc
 import LowRankCore
-import Synchronization
 import TestSupport
 import Testing
 
@@ -52,7 +51,7 @@ import Testing
     @Test func messagesBelongToTheirThread() {
         final class Record: Sendable {
             let statuses: [lr_status_t]
-            let messages = Mutex<[String]>([])
+            let messages = Guarded<[String]>([])
             init(_ statuses: [lr_status_t]) { self.statuses = statuses }
             func run() {
                 messages.withLock { $0.append(lastMessage) }

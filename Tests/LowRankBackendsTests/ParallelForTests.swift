@@ -1,7 +1,7 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import Glibc
 import LowRankBackends
-import Synchronization
+import TestSupport
 import Testing
 
 /// What a parallel loop has done, from inside of it.
@@ -13,7 +13,7 @@ private final class LoopRecord: Sendable {
         var sharedWorker: Int?
         var largestWorker = -1
     }
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     func run(chunk: Int, worker: Int, _ work: () -> Void = {}) {
         state.withLock { state in

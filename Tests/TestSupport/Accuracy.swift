@@ -1,7 +1,6 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import Glibc
 import LowRankCore
-import Synchronization
 import Testing
 
 /// How large a ratio `residual / (max(m, n) * norm(A) * eps)` may be: the one table of tolerances, from LAPACK's tests.
@@ -93,7 +92,7 @@ public func expectIntactGuard(
 private final class WorstRatios: Sendable {
     static let shared = WorstRatios()
 
-    private let worst = Mutex<[Limit: (ratio: Double, label: String)]>([:])
+    private let worst = Guarded<[Limit: (ratio: Double, label: String)]>([:])
 
     private init() {
         atexit { WorstRatios.shared.printAll() }

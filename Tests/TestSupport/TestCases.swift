@@ -1,7 +1,6 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import LowRankBackends
 import LowRankCore
-import Synchronization
 import Testing
 
 extension KernelTable: CustomTestStringConvertible {
@@ -13,7 +12,7 @@ public let threadCounts = [1, 2, 3, 8]
 
 /// Keeps tests that change the process's number of threads from running at once.
 public enum ThreadCountSetting {
-    private static let lock = Mutex(())
+    private static let lock = Guarded(())
 
     /// Runs the body alone, then returns to the default number.
     public static func withExclusiveAccess(_ body: () -> Void) {

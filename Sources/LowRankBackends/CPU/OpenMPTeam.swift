@@ -22,18 +22,29 @@ struct OpenMPTeam: Sendable {
     }
 
     /// The team, once libgomp is in the process; nil before.
-    static var shared: OpenMPTeam? { found.withLock { team in
-        if team == nil { team = find() }
-        return team
-    } }
+    static var shared: OpenMPTeam? {
+        let parallel = foundParallel.load(ordering: .acquiring)
+        if let function = UnsafeRawPointer(bitPattern: parallel),
+            let maxThreads = UnsafeRawPointer(bitPattern: foundMaxThreads.load(ordering: .relaxed))
+        {
+            return OpenMPTeam(
+                parallel: unsafeBitCast(function, to: Parallel.self),
+                maxThreads: unsafeBitCast(maxThreads, to: MaxThreads.self))
+        }
+        return find()
+    }
 
-    // Searched for until found: torch is often imported after this library.
-    private static let found = Mutex<OpenMPTeam?>(nil)
+    // The addresses of the two functions, 0 until found. No lock: threads that search at once find the same.
+    private static let foundParallel = Atomic<UInt>(0)
+    private static let foundMaxThreads = Atomic<UInt>(0)
 
+    // Each time until found: torch is often imported after this library.
     private static func find() -> OpenMPTeam? {
         guard let library = dlopen("libgomp.so.1", RTLD_LAZY | RTLD_NOLOAD),
             let parallel = dlsym(library, "GOMP_parallel"), let maxThreads = dlsym(library, "omp_get_max_threads")
         else { return nil }
+        foundMaxThreads.store(UInt(bitPattern: maxThreads), ordering: .relaxed)
+        foundParallel.store(UInt(bitPattern: parallel), ordering: .releasing)
         return OpenMPTeam(
             parallel: unsafeBitCast(parallel, to: Parallel.self),
             maxThreads: unsafeBitCast(maxThreads, to: MaxThreads.self))
