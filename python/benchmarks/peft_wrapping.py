@@ -13,20 +13,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from measure import Timing, environment, time_side_by_side, use_threads
+from lowrank_swift.benchmarks.measure import environment, time_side_by_side, use_threads
+from lowrank_swift.peft import LaMDAConfig, LoLDUConfig, OLoRAConfig, fast_init
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
-
-from lowrank_swift.peft import LaMDAConfig, LoLDUConfig, OLoRAConfig, fast_init
 
 # Of about 1.1e9 parameters with 22 layers, as TinyLlama has them, and one that fits a laptop's patience.
 MODELS = {
@@ -176,7 +174,7 @@ def wrapping(base: nn.Module, rank: int, repetitions: int) -> dict[str, Any]:
         contenders, before=lambda: unwrap_in_place(base), repetitions=repetitions, seconds_each=60
     )
     unwrap_in_place(base)
-    return {name: asdict(timing) for name, timing in timings.items()}
+    return {name: timing.record() for name, timing in timings.items()}
 
 
 def steps(base: nn.Module, rank: int, tokens: int, repetitions: int) -> dict[str, Any]:
@@ -194,7 +192,7 @@ def steps(base: nn.Module, rank: int, tokens: int, repetitions: int) -> dict[str
         seconds_each=60,
     )
     for name, timing in timings.items():
-        result[name]["milliseconds"] = asdict(timing)
+        result[name]["milliseconds"] = timing.record()
     return {"tokens": tokens, "methods": result}
 
 
@@ -232,7 +230,7 @@ def kept_by_layer(base: nn.Module, rank: int, tokens: int) -> dict[str, dict[str
             if key not in result:
                 x = torch.randn(tokens, layer.in_features, dtype=layer.weight.dtype, requires_grad=True)
                 models = {method: adapted(nn.Sequential(layer), method, rank, ["0"]) for method in METHODS}
-                result[key] = {method: kept_bytes(lambda m=model: m(x), model) for method, model in models.items()}
+                result[key] = {method: kept_bytes(lambda m=model, x=x: m(x), model) for method, model in models.items()}
     return result
 
 
@@ -265,7 +263,7 @@ def print_tables(console: Console, record: dict[str, Any]) -> None:
     table = Table(title="Wrapping all linear layers")
     for column in ("method", "ms", "over LoRA"):
         table.add_column(column, justify="left" if column == "method" else "right")
-    lora_ms = Timing(**record["wrapping"]["LoRA (PEFT)"]).median
+    lora_ms = record["wrapping"]["LoRA (PEFT)"]["median"]
     for name, values in record["wrapping"].items():
         table.add_row(name, f"{values['median']:.0f}", f"{values['median'] - lora_ms:+.0f} ms")
     console.print(table)
