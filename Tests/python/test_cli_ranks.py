@@ -48,7 +48,8 @@ def test_targets_may_be_given_one_by_one(folder: Path, tmp_path: Path) -> None:
     for arguments in (["--targets", "query", "--targets", TARGETS[1]], ["--targets", ",".join(TARGETS)]):
         result = invoke(folder, "--mean-rank", 3, *arguments, "--json", tmp_path / "ranks.json")
         assert result.exit_code == 0, result.output
-        assert json.loads((tmp_path / "ranks.json").read_text())["ranks"] == lrs.allocate_ranks(folder, 3, targets=TARGETS)
+        record = json.loads((tmp_path / "ranks.json").read_text())
+        assert record["ranks"] == lrs.allocate_ranks(folder, 3, targets=TARGETS)
 
 
 def test_table_and_json(folder: Path, tmp_path: Path) -> None:
