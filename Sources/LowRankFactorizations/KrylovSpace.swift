@@ -101,7 +101,7 @@ struct KrylovSpace<Device: Backend> {
     /// Whether `Bᵀ Uᵀ U_new`, which would be zero without rounding, is far below what eigenvectors of T would notice, even
     /// if another step magnifies it.
     private func isSmall(_ loss: Matrix) -> Bool {
-        let size = backend.columnDots(loss.view, loss.view).reduce(0, +)
+        let size = backend.squaredNorm(of: loss.view)
         // ε to the power 3/4 of the length.
         return size <= type.epsilon * type.epsilon.squareRoot() * largestImage * largestImage
     }
@@ -122,7 +122,7 @@ struct KrylovSpace<Device: Backend> {
     private mutating func scaledImage(of block: Matrix) throws(LowRankError) -> Matrix {
         let image = try weight.image(of: block.view)
         if dimension > 0 { return image }
-        let norm = backend.columnDots(image.view, image.view).reduce(0, +).squareRoot()
+        let norm = backend.squaredNorm(of: image.view).squareRoot()
         return try weight.fitScale(to: norm) ? weight.image(of: block.view) : image
     }
 
@@ -172,7 +172,7 @@ struct KrylovSpace<Device: Backend> {
         let y = try backend.product(projection.view[last, last], triplets.x[rows: last])
         let parts = try backend.product(next.coupling.view, y.view)
         // y is a unit vector, which the quotient misses where s is rounding.
-        let largest = backend.columnDots(next.coupling.view, next.coupling.view).reduce(0, +).squareRoot()
+        let largest = backend.squaredNorm(of: next.coupling.view).squareRoot()
         return zip(backend.columnDots(parts.view, parts.view), triplets.s).map { square, s in
             s > 0 ? min(square.squareRoot() / s, largest) : largest
         }

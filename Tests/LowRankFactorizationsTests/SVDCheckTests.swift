@@ -83,6 +83,10 @@ private struct SpoilingBackend: Backend {
 
     // The rest is passed on.
 
+    func symmetricEigenvalues(_ matrix: Matrix) throws(LowRankError) -> [Double] {
+        try exact.symmetricEigenvalues(matrix)
+    }
+
     func makeMatrix(
         rows: Int, columns: Int, type: ScalarType, order: StorageOrder
     ) throws(LowRankError) -> Matrix {
@@ -108,6 +112,7 @@ private struct SpoilingBackend: Backend {
     func setValues(_ values: [Double], of vector: MatrixView) { exact.setValues(values, of: vector) }
     func maxMagnitude(of source: MatrixView) -> Double { exact.maxMagnitude(of: source) }
     func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? { exact.firstNonFinite(in: source) }
+    func squaredNorm(of source: MatrixView) -> Double { exact.squaredNorm(of: source) }
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] { exact.columnDots(a, b) }
     func squaredNorm(of source: MatrixView) -> Double { exact.squaredNorm(of: source) }
     func multiply(
