@@ -47,7 +47,12 @@ var targets: [Target] = [
     .target(name: "LowRankFactorizations", dependencies: ["LowRankBackends", "LowRankCore"]),
     .target(name: "LowRankAdapters", dependencies: ["LowRankFactorizations", "LowRankBackends", "LowRankCore"]),
     .target(name: "LowRank", dependencies: ["LowRankAdapters", "LowRankFactorizations", "LowRankBackends", "LowRankCore"]),
-    .target(name: "LowRankABI", dependencies: ["LowRank", "CLowRank"]),
+    // What LowRank re-exports is named too: an incremental build would not see a structure's memory change below it.
+    .target(
+        name: "LowRankABI",
+        dependencies: [
+            "LowRank", "LowRankAdapters", "LowRankFactorizations", "LowRankBackends", "LowRankCore", "CLowRank",
+        ]),
 ] + wideKernels
 
 if let pythonInclude {

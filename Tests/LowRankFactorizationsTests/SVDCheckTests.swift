@@ -112,7 +112,6 @@ private struct SpoilingBackend: Backend {
     func setValues(_ values: [Double], of vector: MatrixView) { exact.setValues(values, of: vector) }
     func maxMagnitude(of source: MatrixView) -> Double { exact.maxMagnitude(of: source) }
     func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? { exact.firstNonFinite(in: source) }
-    func squaredNorm(of source: MatrixView) -> Double { exact.squaredNorm(of: source) }
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] { exact.columnDots(a, b) }
     func squaredNorm(of source: MatrixView) -> Double { exact.squaredNorm(of: source) }
     func multiply(
@@ -124,9 +123,6 @@ private struct SpoilingBackend: Backend {
         try exact.factorQR(panel, triangle: triangle)
     }
     func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int] { try exact.factorLU(panel) }
-    func symmetricEigenvalues(_ matrix: Matrix) throws(LowRankError) -> [Double] {
-        try exact.symmetricEigenvalues(matrix)
-    }
     func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError) {
         try exact.solveUnitLower(panel, right)
     }
