@@ -162,7 +162,8 @@ struct ConvergenceForecast {
     private(set) var columnsLeft: Double?
 
     private let bound: Double
-    private var last: (columns: Int, residual: Double)?
+    /// The last three looks: columns, and the binary logarithm of the residual.
+    private var looks: [(columns: Double, height: Double)] = []
 
     init(bound: Double, first: Int) {
         self.bound = bound
@@ -172,16 +173,24 @@ struct ConvergenceForecast {
 
     /// Notes a residual that is not small enough.
     mutating func record(_ residual: Double, at columns: Int, step: Int) {
+        looks = looks.suffix(2) + [(Double(columns), residual.logarithm)]
         columnsLeft = nil
-        if let last, residual < last.residual {
-            let speed = (last.residual / residual).logarithm / Double(columns - last.columns)
-            columnsLeft = max((residual / threshold).logarithm, 0) / speed
+        var ahead = Double.infinity
+        let speeds = zip(looks, looks.dropFirst()).map { ($0.height - $1.height) / ($1.columns - $0.columns) }
+        if let speed = speeds.last, speed > 0 {
+            let height = max(residual.logarithm - threshold.logarithm, 0)
+            columnsLeft = height / speed
+            ahead = 0.7 * height / speed
+            if speeds.count == 2, speed > speeds[0], speeds[0] > 0 {
+                // A parabola through the last three looks.
+                let acceleration = 2 * (speed - speeds[0]) / (looks[2].columns - looks[0].columns)
+                let present = speed + acceleration * (looks[2].columns - looks[1].columns) / 2
+                ahead = ((present * present + 2 * acceleration * height).squareRoot() - present) / acceleration
+            }
         }
-        last = (columns, residual)
-        // Far from the end the forecast is too high, and a look is cheap.
-        let far = Double(columns) / 3
-        let ahead = columnsLeft.map { $0 <= far ? $0 : min(0.6 * $0, far) } ?? far
-        nextCheck = columns + step * max(1, Int((ahead / Double(step)).rounded()))
+        // A forecast is good for so far.
+        ahead = min(ahead, Double(columns) / 3)
+        nextCheck = columns + step * max(1, Int((0.9 * ahead / Double(step)).rounded(.up)))
     }
 
     /// The check with products has failed where the estimate had not.
@@ -190,11 +199,23 @@ struct ConvergenceForecast {
     /// No look before so many columns more.
     mutating func waitFor(_ count: Int, after columns: Int) {
         nextCheck = columns + count
-        last = nil
+        looks = []
     }
 }
 
 extension Double {
-    /// The binary logarithm of a positive number, good enough to plan with: linear between powers of two.
-    fileprivate var logarithm: Double { self > 0 ? Double(exponent) + significand - 1 : -1100 }
+    /// The binary logarithm of a positive number to ten binary places; far below all others for zero.
+    fileprivate var logarithm: Double {
+        if self <= 0 { return -1100 }
+        var (result, rest, place) = (Double(exponent), significand, 0.5)
+        for _ in 0..<10 {
+            rest *= rest
+            if rest >= 2 {
+                result += place
+                rest /= 2
+            }
+            place /= 2
+        }
+        return result
+    }
 }
