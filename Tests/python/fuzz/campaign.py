@@ -34,6 +34,7 @@ from fuzz_calls import (
     native_borrow,
     native_check_weight,
     native_config,
+    native_contents,
     native_initialize,
     new_tensor,
     thread_count,
@@ -58,6 +59,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
         for method in ("olora", "loldu", "lamda", "pissa")
         for name in (method, f"{method}_")
     },
+    "lora_xs": lambda draw: initializer(draw, "lora_xs"),
     "adapter_forward": forward,
     "adapter_backward": backward,
     "merge_": lambda draw: merging(draw, "merge_", 1, lambda a: lrs.merge_(a["weight"], as_factors(a))),
@@ -74,6 +76,7 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "_native.merge": lambda draw: merging(draw, "merge", 1, lambda a: _native.merge(*a.values())),
     "_native.config": native_config,
     "_native.borrow": native_borrow,
+    "_native.contents": native_contents,
     "Tensor": new_tensor,
 }
 # Functions of which one call tells as much as a thousand.
@@ -85,7 +88,7 @@ ADDRESS_SPACE = 4 * 2**30
 
 DOCUMENTED = (TypeError, ValueError, BufferError, lrs.LinAlgError)
 # A failed computation names what was computed.
-OPERATIONS = ("qr", "ldu", "svd", "gesdd", "olora", "loldu", "lamda", "pissa")
+OPERATIONS = ("qr", "ldu", "svd", "spectrum", "lora_xs", "gesdd", "olora", "loldu", "lamda", "pissa")
 
 
 def snapshot(array: Any) -> tuple[bytes, np.ndarray | None] | None:

@@ -83,10 +83,26 @@ def _check_svd(old: Arguments, new: Arguments, result: Any) -> None:
     check_svd(old["weight"], int(new["rank"]), float(new.get("tol", 1e-4)), *result[:3], new["weight"])
 
 
+def _check_spectrum(old: Arguments, new: Arguments, result: Any) -> None:
+    values, share = result
+    _require_finite(old["weight"], values)
+    require_shapes({"singular values": (values, (int(new["rank"]),))})
+    found = float64(values)
+    assert (found >= 0).all() and (np.diff(found) <= 0).all(), "the values descend"
+    assert 0 <= share <= 1, f"share: {share}"
+    if not is_tame(old["weight"]):
+        return
+    exact = np.linalg.svd(old["weight"], compute_uv=False)
+    unit, smallest = precision(values, computed=new["weight"])
+    # Values from eigenvalues in float64 lose half of its digits below the largest.
+    bound = (float(new["tol"]) + LIMIT * max(old["weight"].shape) * unit + 1e-7) * float(exact[0]) + LIMIT * smallest
+    assert float(np.abs(found - exact[: len(found)]).max()) <= bound, "the values are those of the weight"
+
+
 def _factorization(draw: Draw, name: str, check: Check) -> Call:
     arguments = _weight(draw)
     arguments["dtype"] = _dtype(draw, arguments["weight"])
-    if name == "svd":
+    if name in ("svd", "spectrum"):
         arguments |= {"tol": choose(draw, [1e-4, 1e-2, 1e-8]), "seed": draw(integers(0, 2**64 - 1))}
     function = getattr(lrs, name)
     return Call(lambda weight, rank, **options: function(weight, rank, **options), arguments, check)
@@ -122,7 +138,9 @@ def _check_factors(method: str, old: Arguments, new: Arguments, up: Any, core: A
     tol, scale = float(new.get("tol", 1e-4)), float(new["scale"])
     _require_finite(up, down, *([] if core is None else [core]))
     require_shapes({"up": (up, (weight.shape[0], rank)), "down": (down, (rank, weight.shape[1]))})
-    if method == "olora":
+    if method == "lora_xs":
+        assert not float64(core).any(), "the core is zero"
+    elif method == "olora":
         check_qr(weight, rank, up, down, array)
     elif method == "lamda":
         diagonal = np.diag(float64(core)).copy()
@@ -180,7 +198,7 @@ def initializer(draw: Draw, name: str) -> Call:
         arguments["seed"] = draw(integers(0, 2**64 - 1))
     if method == "loldu":
         arguments["diagonal"] = choose(draw, DIAGONALS)
-    if method in ("lamda", "pissa"):
+    if method in ("lamda", "pissa", "lora_xs"):
         arguments["tol"] = choose(draw, [1e-4, 1e-2])
     function = getattr(lrs, name)
 
@@ -305,6 +323,16 @@ def native_borrow(draw: Draw) -> Call:
     return Call(lambda array: _native.borrow(array, "array"), arguments, check)
 
 
+def native_contents(draw: Draw) -> Call:
+    def check(old: Arguments, new: Arguments, result: Any) -> None:
+        assert len(result) == float64(new["array"]).size * new["array"].itemsize
+        if isinstance(new["array"], np.ndarray):
+            assert result == np.ascontiguousarray(new["array"]).tobytes()
+
+    arguments = {"array": tensor(draw, (side(draw, 0), side(draw, 0)))}
+    return Call(lambda array: _native.contents(array, "array"), arguments, check)
+
+
 def new_tensor(draw: Draw) -> Call:
     def check(old: Arguments, new: Arguments, result: Any) -> None:
         assert tuple(result.shape) == tuple(new["shape"]) and str(result.dtype).endswith(new["dtype"])
@@ -327,6 +355,7 @@ FACTORIZATIONS: dict[str, Callable[[Draw], Call]] = {
     "qr": lambda draw: _factorization(draw, "qr", _check_qr),
     "ldu": lambda draw: _factorization(draw, "ldu", _check_ldu),
     "svd": lambda draw: _factorization(draw, "svd", _check_svd),
+    "spectrum": lambda draw: _factorization(draw, "spectrum", _check_spectrum),
     "_native.qr": lambda draw: native_factorization(draw, "qr", _check_qr, {"out_q": "mr", "out_r": "rn"}),
     "_native.ldu": lambda draw: native_factorization(
         draw, "ldu", _check_ldu, {"out_l": "mr", "out_d": "r", "out_u": "rn"}
