@@ -67,8 +67,9 @@ def main(
     facts = environment()
     if facts["build"] != "release":
         raise SystemExit("lowrank_swift was built for debugging: its times mean nothing")
-    base = make_model(model, LAYERS[model], torch.bfloat16)
-    step_base = make_model(model, step_layers, DTYPES[step_dtype])
+    base = make_model(model, LAYERS[model], torch.bfloat16, VOCABULARY[model])
+    # Few words, so that the head, which no method touches, does not hide what differs.
+    step_base = make_model(model, step_layers, DTYPES[step_dtype], 1000)
     record = {
         "environment": facts,
         "command": sys.argv,
@@ -87,10 +88,10 @@ def main(
         console.print(f"written to {out}")
 
 
-def make_model(name: str, layers: int, dtype: torch.dtype) -> nn.Module:
+def make_model(name: str, layers: int, dtype: torch.dtype, vocabulary: int) -> nn.Module:
     """Return a randomly initialised Llama."""
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=VOCABULARY[name], num_hidden_layers=layers, **MODELS[name])
+    config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=layers, **MODELS[name])
     return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 

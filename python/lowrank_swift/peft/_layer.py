@@ -105,15 +105,17 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _make_adapter(self, method: Method, rank: int, config: LowRankConfig) -> Adapter:
-        weight = self._base.weight(self.get_base_layer())
+        base_layer = self.get_base_layer()
+        frozen_dtype = self._base.frozen_dtype(base_layer)
         # With low_cpu_mem_usage PEFT makes parameters on the meta device: a checkpoint will fill them.
         if _parameters_are_meta() and config.keeps_factors():
-            factors = self._zero_factors(method, rank, config, working_dtype(weight.dtype))
-        elif weight.is_meta:
+            factors = self._zero_factors(method, rank, config, working_dtype(frozen_dtype))
+        elif cast(Tensor, base_layer.weight).is_meta:
             raise ValueError("weight: expected a materialised base weight to factorise, got one on the meta device")
         else:
+            weight = self._base.weight(base_layer)
             factors = self.layer_type.start(method.initialize(self.layer_type.matrix(weight), rank))
-        adapter = make_adapter(factors, method.trains, intact=True, frozen_dtype=self._base.frozen_dtype(weight))
+        adapter = make_adapter(factors, method.trains, intact=True, frozen_dtype=frozen_dtype)
         adapter.options = method.options()
         if not config.init_weights:
             _shift(adapter, factors)
@@ -239,7 +241,7 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
 
     def cast_to_base(self, adapter_name: str) -> None:
         """Convert what trains in an adapter to the dtype of the frozen factors."""
-        dtype = self._base.frozen_dtype(cast(Tensor, self.get_base_layer().weight))
+        dtype = self._base.frozen_dtype(self.get_base_layer())
         for _, adapter in self.named_adapters([adapter_name]):
             for name, parameter in list(adapter.named_parameters()):
                 setattr(adapter, name, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))

@@ -61,6 +61,10 @@ class LowRankModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a layer in place of another. It shares what it has to, and is where it has to be, already."""
+        setattr(parent, child_name, new_module)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Leave what trains in float32 (or 64), or convert it to the base's dtype; frozen factors have that already."""
         for module in self.model.modules():
