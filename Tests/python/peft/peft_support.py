@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import peft
 import pytest
 import torch
 from lowrank_swift.peft import LaMDAConfig, LoLDUConfig, OLoRAConfig
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 CONFIGS = (LoLDUConfig, LaMDAConfig, OLoRAConfig)
+PEFT_VERSION = tuple(map(int, peft.__version__.split(".")[:2]))
 EPS = torch.finfo(torch.float32).eps
 
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
@@ -36,7 +38,7 @@ class Case:
     """A model, its task, and a batch that it takes."""
 
     make: Callable[[], nn.Module]
-    task: str
+    task: str | None
     targets: tuple[str, ...]
     batch: Callable[[], dict[str, Tensor]]
 
@@ -137,7 +139,8 @@ MODELS = {
                 decoder_start_token_id=0,
             )
         ),
-        "SEQ_2_SEQ_LM",
+        # This transformers has no method that older PEFTs' class for the task asks for.
+        "SEQ_2_SEQ_LM" if PEFT_VERSION >= (0, 21) else None,
         ("q", "wo"),
         _causal,
     ),
@@ -147,16 +150,16 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 class MLP(nn.Module):
-    """Two linear layers, a third that trains as a whole where it is asked for, and names that look like a prefix."""
+    """Two linear layers, and a third that trains as a whole where it is asked for."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.lin0 = nn.Linear(10, 20, dtype=dtype)
         self.lin1 = nn.Linear(20, 20, bias=False, dtype=dtype)
-        self.lowrank_loldu_head = nn.Linear(20, 2, dtype=dtype)
+        self.head = nn.Linear(20, 2, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lowrank_loldu_head(self.lin1(torch.relu(self.lin0(x))))
+        return self.head(self.lin1(torch.relu(self.lin0(x))))
 
 
 def mlp(dtype: torch.dtype = torch.float32, seed: int = 0) -> MLP:

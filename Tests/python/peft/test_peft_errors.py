@@ -54,9 +54,7 @@ def check_refused(model, config, error, message):
 
 @every_config
 def test_a_rank_over_the_layer_is_an_error(config):
-    message = (
-        r"lowrank_loldu_head: r: expected 1 <= r <= min\(m, n\) = 2 for a weight of 2 outputs and 20 inputs, got 3"
-    )
+    message = r"head: r: expected 1 <= r <= min\(m, n\) = 2 for a weight of 2 outputs and 20 inputs, got 3"
     check_refused(mlp(), config(r=3, target_modules="all-linear"), ValueError, message)
     check_refused(mlp(), config(r=2, target_modules=["lin0"], rank_pattern={"lin0": 2**40}), ValueError, "lin0: r: ")
     message = "lin0: rank: expected at least 1, got 0"
