@@ -26,7 +26,8 @@ from ._factorizations import LDUResult, QRResult, SVDResult, ldu, qr, svd
 from ._factors import Factors
 from ._initializers import lamda, lamda_, loldu, loldu_, lora_xs, olora, olora_, pissa, pissa_
 from ._native import BackendUnavailableError, InternalError, LinAlgError, Tensor, get_num_threads, set_num_threads
-from ._ranks import RankAllocation, allocate_ranks
+from ._rank_allocation import RankAllocation
+from ._ranks import allocate_ranks
 from ._spectrum import SpectrumResult, spectrum
 from ._version import __version__
 

@@ -14,7 +14,7 @@ from . import _native
 from ._arrays import Array, framework_of
 from ._checkpoint import Checkpoint, StoredMatrix
 from ._progress import progress_bar
-from ._ranks import RankAllocation, Weights
+from ._rank_allocation import RankAllocation, Weights
 from ._spectrum_cache import SpectrumCache
 from ._weights import check_weight
 

@@ -4,24 +4,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from ._arrays import Array
+from ._rank_allocation import RankAllocation, Weights
 
-__all__ = ["RankAllocation", "Weights", "allocate_ranks"]
-
-Weights = Mapping[str, Array] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""Matrices by name, or safetensors files that hold them."""
-
-
-class RankAllocation(dict[str, int]):
-    """Ranks by layer, as :class:`lowrank_swift.torch.LaMDA` takes them.
-
-    Attributes:
-        unspent (int): what is left of the budget: rank steps for ``mean_rank``, numbers for ``parameters``.
-    """
-
-    unspent: int = 0
+__all__ = ["allocate_ranks"]
 
 
 def allocate_ranks(
