@@ -6,7 +6,7 @@
 PYTHON = python3
 # What pip installs as torch; empty for the build that suits this machine.
 TORCH =
-# Options of `lowrank-swift bench`, such as "--quick" or "--rows olora_,adapters".
+# Options of `lowrank-swift bench`, such as "--quick" or "--rows freezing,wrapping".
 BENCH =
 
 # Beside the newest, which the tests install.
@@ -52,10 +52,8 @@ test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls of every function
 test-sanitize: $(VENV)/.installed-test ## Run the tests with AddressSanitizer and ThreadSanitizer, some minutes
 	$(VENV_PYTHON) $(TOOLS)/run_sanitized_tests.py
 
-bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 10 minutes
+bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 15 minutes
 	$(VENV)/bin/lowrank-swift bench --out python/benchmarks/results $(BENCH)
-	env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(VENV_PYTHON) python/benchmarks/lamda_freezing.py \
-		--out python/benchmarks/results/lamda_freezing.json
 
 docs: $(VENV)/.installed-docs ## Build the user's guide and the reference of the Swift library in docs/_build
 	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build

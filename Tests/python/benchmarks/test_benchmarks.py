@@ -16,12 +16,14 @@ import torch
 
 pytest.importorskip("peft")
 pytest.importorskip("matplotlib")
+pytest.importorskip("transformers")
 
-from lowrank_swift.benchmarks import measure, run, table
-from lowrank_swift.benchmarks.adapters import adapted, bytes_kept, layer_errors
+from lowrank_swift.benchmarks import freezing, measure, networks, run, table, wrapping
+from lowrank_swift.benchmarks.adapters import adapted, layer_errors
 from lowrank_swift.benchmarks.floor import Machine, Work
 from lowrank_swift.benchmarks.verify import LIMIT, ldu_error, qr_error, residual_error, svd_error
-from lowrank_swift.torch import OLoRA
+from lowrank_swift.demo.settings import DemoError
+from lowrank_swift.torch import OLoRA, adapt, named_adapters
 from rich.console import Console
 from support import run_python
 
@@ -29,8 +31,12 @@ SESSION = table.Session(Machine(1e10, 1e11), repetitions=1, seconds_each=0, is_q
 
 
 def run_quick(*names: str) -> tuple[list[table.Line], list[str], str]:
+    return run_rows(run.chosen_rows(names))
+
+
+def run_rows(rows: list[table.Row]) -> tuple[list[table.Line], list[str], str]:
     output = io.StringIO()
-    lines, wrong = run.run_rows(run.chosen_rows(names), SESSION, Console(file=output, width=200))
+    lines, wrong = run.run_rows(rows, SESSION, Console(file=output, width=200))
     return lines, wrong, output.getvalue()
 
 
@@ -40,7 +46,7 @@ def test_every_row_runs_and_is_recorded(tmp_path: Path) -> None:
     names = {line.row.partition(",")[0] for line in lines}
     assert names == {
         *("olora_", "olora_ memory", "olora", "loldu", "loldu_", "Q^T W", "svd"),
-        *("overhead", "kept", "model", "olora_ by rank", "olora_ by size"),
+        *("overhead", "kept", "model", "olora_ by rank", "olora_ by size", "freezing", "wrapping"),
     }
     assert all(line.row in output for line in lines)
     assert all(math.isfinite(line.ours) and math.isfinite(line.theirs) for line in lines)
@@ -72,6 +78,58 @@ def test_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch, name: str, r
     assert all("lowrank_swift" in text and "times its limit" in text for text in wrong)
 
 
+def test_kept_and_trained_while_lamda_freezes() -> None:
+    lines, wrong, _ = run_rows(list(freezing.rows())[:1])
+    assert not wrong
+    at = {line.row: line.ours for line in lines}
+    assert at["freezing, before, kept"] == at["freezing, during, kept"] == at["freezing, after, kept"]
+    assert at["freezing, after, training state"] < at["freezing, before, training state"]
+
+
+def test_numbers_updated() -> None:
+    # Two steps freeze: 2, 1, 0, 0 columns train.
+    assert freezing.updates([(5, 3, 2)], rank=2, steps=4, fraction=0.5) == {
+        "lora": 4 * 2 * 2 * (5 + 3),
+        "lamda": 2 * (4 * 2 * 2 + 3 * 5),
+        "core_only": 2 * 4 * 2 * 2,
+    }
+
+
+def test_adapters_that_change_the_model_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(model: torch.nn.Module, *arguments: Any, **options: Any) -> None:
+        adapt(model, *arguments, **options)
+        with torch.no_grad():
+            for _, factors in named_adapters(model):
+                assert factors.core is not None
+                factors.core.add_(0.5)
+
+    monkeypatch.setattr(freezing, "adapt", shifted)
+    monkeypatch.setattr(freezing, "time_side_by_side", lambda *_, **__: pytest.fail("timed"))
+    _, wrong, _ = run_rows(list(freezing.rows())[:1])
+    assert len(wrong) == 1
+    assert "times its limit" in wrong[0]
+
+
+def test_residuals_other_than_pefts_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = iter(range(1, 100))
+    monkeypatch.setattr(wrapping, "matrix", lambda *arguments: next(weights) * table.matrix(*arguments))
+    monkeypatch.setattr(wrapping, "time_side_by_side", lambda *_, **__: pytest.fail("timed"))
+    _, wrong, _ = run_rows(list(wrapping.rows())[:1])
+    assert len(wrong) == 1
+    assert "the residual differs from PEFT's" in wrong[0]
+
+
+def test_missing_model_is_told_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: object) -> None:
+        raise DemoError("missing")
+
+    monkeypatch.setattr(networks, "locate_model", missing)
+    monkeypatch.setattr(run, "check_build", lambda _: None)
+    monkeypatch.setattr(run, "run_rows", lambda *_: pytest.fail("ran"))
+    with pytest.raises(run.BenchmarkError, match="pip install --no-deps"):
+        run.bench(["freezing"], None, Console(file=io.StringIO()), quick=True, repetitions=1, seconds=0)
+
+
 def test_nan_is_wrong() -> None:
     with pytest.raises(table.WrongResult):
         table.check("what", {"lowrank_swift": float("nan")})
@@ -100,7 +158,6 @@ def test_errors_of_a_layer_are_seen() -> None:
         *("output", "gradient of x", "gradient of up", "gradient of down")
     }
     assert layer_errors(model, weight + 0.1, x, grad)["output"] > 1
-    assert bytes_kept(model, x) == 4 * (9 * 20 + 9 * 4)
 
 
 def test_floor_is_the_larger_of_memory_and_arithmetic() -> None:

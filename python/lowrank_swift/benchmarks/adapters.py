@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank_swift.demo.metrics import bytes_kept
 from lowrank_swift.torch import GradualFreeze, LaMDA, LoLDU, OLoRA, adapt, named_adapters
 
 from . import peers
@@ -18,7 +19,7 @@ from .measure import Run, time_side_by_side
 from .table import OURS, Goal, Line, Row, Session, check, in_limit, matrix
 from .verify import error_ratio
 
-__all__ = ["adapted", "bytes_kept", "layer_errors", "rows"]
+__all__ = ["adapted", "layer_errors", "rows"]
 
 BARE, PEFT, ADDMM = "bare Linear", "PEFT LoRA", "torch addmm_"
 OPENBLAS = "OLoRA residual, openblas"
@@ -88,23 +89,6 @@ def clear(model: nn.Module, x: Tensor) -> None:
     """Drop the gradients."""
     x.grad = None
     model.zero_grad(set_to_none=True)
-
-
-def bytes_kept(model: nn.Module, x: Tensor) -> int:
-    """Return the bytes that a forward saves for the backward, parameters and buffers left out."""
-    own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(x)
-    del output
-    return sum(kept.values())
 
 
 def _our_layers(weight: Tensor, rank: int) -> dict[str, nn.Module]:
@@ -178,6 +162,10 @@ def _step(tokens: int, side: int, rank: int, dtype: torch.dtype) -> Row:
     return Row("adapters", f"T={tokens} {side}x{side} r={rank} {name}", run)
 
 
+def _kept_bytes(model: nn.Module, x: Tensor) -> int:
+    return bytes_kept(model, lambda: model(x))
+
+
 def _kept(tokens: int, side: int, rank: int, dtype: torch.dtype) -> Row:
     name = str(dtype).removeprefix("torch.")
 
@@ -185,12 +173,12 @@ def _kept(tokens: int, side: int, rank: int, dtype: torch.dtype) -> Row:
         t, n, r = session.side(tokens), session.side(side), session.rank(rank)
         what = f"T={t} {n}x{n} r={r} {name}"
         weight, x = matrix(n, n, dtype), matrix(t, n, dtype).requires_grad_()
-        theirs = bytes_kept(peers.peft_lora(_linear(weight), r), x)
+        theirs = _kept_bytes(peers.peft_lora(_linear(weight), r), x)
         least = t * r * dtype.itemsize
         for layer, model in _our_layers(weight, r).items():
             if layer == OPENBLAS:
                 continue
-            kept = bytes_kept(model, x)
+            kept = _kept_bytes(model, x)
             goal = None if layer.startswith("OLoRA") else Goal(least / theirs, at_most=True)
             yield Line(f"kept, {layer}", what, kept, "bytes", least, PEFT, theirs, kept / theirs, goal)
 

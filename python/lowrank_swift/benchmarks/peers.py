@@ -14,6 +14,7 @@ from lowrank_swift import Factors
 __all__ = [
     "AddmmLinear",
     "peft_lora",
+    "peft_model",
     "peft_olora",
     "torch_lu",
     "torch_lu_",
@@ -83,12 +84,35 @@ def peft_olora(weight: Tensor, rank: int) -> Callable[[], tuple[Tensor, Factors]
 
 def peft_lora(base: nn.Linear, rank: int) -> nn.Module:
     """Return PEFT's LoRA around a frozen layer, as `get_peft_model` makes it."""
+    model = nn.Sequential(base)
+    peft_model(model, rank, ["0"])
+    return model
+
+
+def peft_model(
+    model: nn.Module,
+    rank: int,
+    targets: Any = "all-linear",
+    *,
+    config: Any = None,
+    same_dtype: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Return what `get_peft_model` makes of a model, which it changes; LoRA unless `config` is another class.
+
+    Args:
+        model: The base.
+        rank: Of the adapters, and their alpha.
+        targets: As PEFT's `target_modules`.
+        config: Class of the configuration.
+        same_dtype: Keep 16-bit adapters over a 16-bit base, which PEFT widens to float32 by default.
+        options: Of the configuration.
+    """
     from peft import LoraConfig, get_peft_model
 
-    model = nn.Sequential(base)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=["0"])
-    get_peft_model(model, config)  # type: ignore[arg-type, unused-ignore]
-    return model
+    chosen = (config or LoraConfig)(r=rank, lora_alpha=rank, target_modules=targets, **options)
+    wrapped: nn.Module = get_peft_model(model, chosen, autocast_adapter_dtype=not same_dtype)  # type: ignore[arg-type, unused-ignore]
+    return wrapped
 
 
 class AddmmLinear(nn.Module):

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import adapters, growth, initializers, models
+from . import adapters, freezing, growth, initializers, models, wrapping
 from .floor import Machine
 from .measure import environment
-from .table import Line, Row, Session, WrongResult
+from .table import BenchmarkError, Line, Row, Session, WrongResult
 
 __all__ = ["BenchmarkError", "all_rows", "chosen_rows", "run_rows", "write_record"]
 
@@ -27,13 +27,10 @@ _WIDTHS = (34, 38, 11, 9, 28, 11, 9, 11, 9)
 _HEADER = ("row", "what", "ours", "floor", "peer", "its", "ratio", "goal", "err/lim")
 
 
-class BenchmarkError(Exception):
-    """The benchmark can't be run as asked."""
-
-
 def all_rows() -> list[Row]:
     """Return all rows in the order of the table."""
-    return list(chain(initializers.rows(), adapters.rows(), models.rows(), growth.rows()))
+    modules = (initializers, adapters, models, growth, freezing, wrapping)
+    return list(chain.from_iterable(module.rows() for module in modules))
 
 
 def chosen_rows(names: Sequence[str]) -> list[Row]:
@@ -143,11 +140,13 @@ def bench(
     """Run the benchmark; 0, or 1 where a result was wrong.
 
     Raises:
-        BenchmarkError: if a row is unknown or the library is a debug build.
+        BenchmarkError: if a row is unknown or lacks what it needs, or the library is a debug build.
     """
     rows = chosen_rows(names)
     facts = environment()
     check_build(facts)
+    for row in rows:
+        row.needs()
     session = Session(Machine.measured(quick=quick), repetitions, seconds, quick)
     machine = session.machine
     console.print(
@@ -155,7 +154,7 @@ def bench(
         f"({facts['thread_team']}); {facts['blas']}\n"
         f"copy {machine.bytes_per_second / 1e9:.1f} GB/s, sgemm {machine.flops_per_second / 1e9:.0f} GFLOP/s; "
         f"lowrank_swift {facts['lowrank_swift']}, torch {facts['torch']}, PEFT {facts['peft']}\n"
-        "ratio: how many times longer the peer takes; of overheads and bytes: ours over the peer's",
+        "ratio: how many times longer the peer takes; of overheads, bytes and updates (M: 1e6): ours over the peer's",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -17,6 +17,7 @@ from .verify import LIMIT
 
 __all__ = [
     "OURS",
+    "BenchmarkError",
     "Case",
     "Goal",
     "Line",
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 OURS = "lowrank_swift"
+
+
+class BenchmarkError(Exception):
+    """The benchmark can't be run as asked."""
 
 
 class WrongResult(Exception):
@@ -109,6 +114,8 @@ class Row:
     name: str
     what: str
     run: Callable[[Session], Iterator[Line]]
+    needs: Callable[[], object] = lambda: None
+    """Raises BenchmarkError if something that the row needs is not installed."""
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from rich.console import Console
 
 __all__ = ["bench"]
 
-_LIBRARIES = ("torch", "numpy", "peft", "matplotlib")
+_LIBRARIES = ("torch", "numpy", "peft", "transformers", "matplotlib")
 _SKEWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 _WIDTH = 160  # of output that isn't a terminal's
 
 
 def bench(
     rows: Annotated[
-        str, typer.Option(help="Comma-separated names of rows, such as olora_ or adapters; empty for all.")
+        str, typer.Option(help="Comma-separated names of rows, such as olora_, freezing or wrapping; empty for all.")
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes, to see that everything works.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Repetitions of each contender.")] = 10,
