@@ -38,22 +38,27 @@ extension CPUBackend {
         let blockRows = 64
         let blocks = (source.rows + blockRows - 1) / blockRows
         let isSmall = source.rows * source.columns < 1 << 15
+        // A source that lies across the target's lines is read by cache lines: each serves the next lines, too.
+        let chunk = source.columnStride == 1 ? source.columns : 16
         parallelFor(blocks, threads: isSmall ? 1 : threads) { block, _ in
             let first = block * blockRows
-            let from = source[rows: first..<min(first + blockRows, source.rows)]
-            let to = target[rows: first..<(first + from.rows)]
-            if inFloat64 {
-                kernels.copyScaledFloat64(
-                    from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
-                    rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self) + first) },
-                    columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self)) }, beta,
-                    to.address, to.type.rawValue, to.rowStride, to.columnStride)
-            } else {
-                kernels.copyScaledFloat32(
-                    from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
-                    rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self) + first) },
-                    columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self)) }, beta,
-                    to.address, to.type.rawValue, to.rowStride, to.columnStride)
+            let rows = first..<min(first + blockRows, source.rows)
+            for start in stride(from: 0, to: source.columns, by: chunk) {
+                let columns = start..<min(start + chunk, source.columns)
+                let (from, to) = (source[rows, columns], target[rows, columns])
+                if inFloat64 {
+                    kernels.copyScaledFloat64(
+                        from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
+                        rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self) + first) },
+                        columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self) + start) }, beta,
+                        to.address, to.type.rawValue, to.rowStride, to.columnStride)
+                } else {
+                    kernels.copyScaledFloat32(
+                        from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
+                        rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self) + first) },
+                        columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self) + start) }, beta,
+                        to.address, to.type.rawValue, to.rowStride, to.columnStride)
+                }
             }
         }
     }
@@ -82,6 +87,12 @@ extension CPUBackend {
     public func scatterRows(
         _ source: MatrixView, to indices: [Int], of target: MatrixView
     ) throws(LowRankError) {
+        var source = source
+        if source.columnStride != 1 {
+            let lines = try makeMatrix(rows: source.rows, columns: source.columns, type: source.type, order: .rowMajor)
+            try copy(source, to: lines.view)
+            source = lines.view
+        }
         for (i, index) in indices.enumerated() {
             try copy(source[rows: i..<(i + 1)], to: target[rows: index..<(index + 1)])
         }
@@ -140,9 +151,15 @@ extension CPUBackend {
 
     public func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? {
         if source.isEmpty { return nil }
-        let position = kernels.firstNonFinite(
+        // Along the memory first, which is far quicker where the lines are columns; most matrices are finite.
+        if firstNonFinitePosition(in: inMemoryOrder(source)) < 0 { return nil }
+        let position = firstNonFinitePosition(in: source)
+        return (position / source.columns, position % source.columns)
+    }
+
+    private func firstNonFinitePosition(in source: MatrixView) -> Int {
+        kernels.firstNonFinite(
             source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride)
-        return position < 0 ? nil : (position / source.columns, position % source.columns)
     }
 
     public func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] {
