@@ -38,3 +38,10 @@ package func requireRank(_ rank: Int, of weight: MatrixView) throws(LowRankError
             argument: "rank", expected: "1 <= rank <= min(m, n) = \(weight.maxRank)", got: "\(rank)")
     }
 }
+
+/// Throws unless `0 < tol < 1`.
+package func requireTolerance(_ tolerance: Double) throws(LowRankError) {
+    guard tolerance > 0, tolerance < 1 else {
+        throw .invalidArgument(argument: "tol", expected: "0 < tol < 1", got: "\(tolerance)")
+    }
+}

@@ -54,15 +54,8 @@ struct TripletSearch<Device: Backend> {
     /// The eigenvectors of WᵀW, or nil where rounding spoils them.
     private mutating func gramTriplets() throws(LowRankError) -> CheckedTriplets? {
         let n = weight.matrix.columns
-        let gram = try backend.makeMatrix(rows: n, columns: n, type: .float64, order: .columnMajor)
         weight.passes += 1
-        // The lower triangle, by blocks.
-        for first in stride(from: 0, to: n, by: 128) {
-            let columns = weight.matrix[columns: first..<min(first + 128, n)]
-            let below = weight.matrix[columns: first..<n]
-            try backend.multiply(
-                alpha: 1, below.transposed, columns, beta: 0, into: gram.view[first..<n, first..<(first + columns.columns)])
-        }
+        let gram = try backend.gramMatrix(of: weight.matrix)
         let norm = backend.values(of: gram.view.diagonal).reduce(0, +).squareRoot()
         _ = try weight.fitScale(to: norm)
         // The squares are those of the weight as it is.

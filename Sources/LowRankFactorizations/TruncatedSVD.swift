@@ -84,9 +84,7 @@ extension TruncatedSVD {
         on backend: some Backend
     ) throws(LowRankError) {
         try requireRank(rank, of: weight)
-        guard tolerance > 0, tolerance < 1 else {
-            throw .invalidArgument(argument: "tol", expected: "0 < tol < 1", got: "\(tolerance)")
-        }
+        try requireTolerance(tolerance)
         let bound = max(tolerance, 10 * weight.type.computeType.epsilon)
         var search = TripletSearch(of: weight, rank: rank, bound: bound, seed: seed, on: backend)
         let start = path ?? Path(rows: weight.rows, columns: weight.columns, rank: rank, bound: bound)

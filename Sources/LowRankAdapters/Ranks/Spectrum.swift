@@ -47,16 +47,14 @@ extension Spectrum {
     /// Accuracy: of eigenvalues of `WᵀW`, `|σ² − σ̂²| ≤ c n ε σ_1²` with ε of float64, so that σ errs by less than float32's
     /// rounding of σ_1 however small it is; of a truncated SVD, the square of its tolerance in practice.
     /// Edge cases: for W = 0 all values are 0. float64 weights whose squares leave float64's range are scaled first.
-    /// - Complexity: 2 m n min(m, n) + (4/3) min(m, n)³ flops and 8 min(m, n)² bytes, or those of the SVD.
+    /// - Complexity: m n min(m, n) + (4/3) min(m, n)³ flops and 8 min(m, n)² bytes, or those of the SVD.
     /// Source: the denominator of LaMDA++'s normalised energy (Azizi, Kundu, Pedram 2024, arXiv 2406.12832).
     public init(
         of weight: MatrixView, rank: Int, tolerance: Double = TruncatedSVD.defaultTolerance, seed: UInt64 = 0,
         on backend: some Backend
     ) throws(LowRankError) {
         try requireRank(rank, of: weight)
-        guard tolerance > 0, tolerance < 1 else {
-            throw .invalidArgument(argument: "tol", expected: "0 < tol < 1", got: "\(tolerance)")
-        }
+        try requireTolerance(tolerance)
         let squared = backend.squaredNorm(of: weight)
         if weight.type == .float64 && !(squared > 0x1p-900 && squared < 0x1p900) {
             self = try Self.scaled(weight, rank: rank, tolerance: tolerance, seed: seed, on: backend)
@@ -67,8 +65,7 @@ extension Spectrum {
         let shorter = weight.maxRank
         if weight.type != .float64 && (shorter <= Self.largestGram || 4 * rank >= shorter) {
             let tall = weight.rows < weight.columns ? weight.transposed : weight
-            let gram = try backend.makeMatrix(rows: shorter, columns: shorter, type: .float64, order: .columnMajor)
-            try backend.multiply(alpha: 1, tall.transposed, tall, beta: 0, into: gram.view)
+            let gram = try backend.gramMatrix(of: tall)
             values = try backend.symmetricEigenvalues(gram).suffix(rank).reversed().map { max($0, 0).squareRoot() }
         } else {
             values = try TruncatedSVD(of: weight, rank: rank, tolerance: tolerance, seed: seed, on: backend).s
