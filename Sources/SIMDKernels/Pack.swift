@@ -126,29 +126,29 @@ private func four<S: StorageScalar, C: ComputeScalar>(_ source: UnsafePointer<S>
     (source[0].loaded(), source[1].loaded(), source[2].loaded(), source[3].loaded())
 }
 
-@inline(__always)
-func writeFour<T: SIMDScalar>(_ four: (T, T, T, T), to target: UnsafeMutablePointer<T>) {
-    UnsafeMutableRawPointer(target).storeBytes(of: SIMD4(four.0, four.1, four.2, four.3), as: SIMD4<T>.self)
-}
+extension ComputeScalar where Self: SIMDScalar {
+    @inline(__always)
+    static func write(_ four: Four, to target: UnsafeMutablePointer<Self>) {
+        UnsafeMutableRawPointer(target).storeBytes(of: SIMD4(four.0, four.1, four.2, four.3), as: SIMD4<Self>.self)
+    }
 
-/// The columns of a square of 4 x 4 elements given by its lines.
-@inline(__always)
-func writeTransposedSquare<T: SIMDScalar>(
-    _ l0: (T, T, T, T), _ l1: (T, T, T, T), _ l2: (T, T, T, T), _ l3: (T, T, T, T),
-    to target: UnsafeMutablePointer<T>, line: Int
-) {
-    let a = SIMD4(l0.0, l0.1, l0.2, l0.3)
-    let b = SIMD4(l1.0, l1.1, l1.2, l1.3)
-    let c = SIMD4(l2.0, l2.1, l2.2, l2.3)
-    let d = SIMD4(l3.0, l3.1, l3.2, l3.3)
-    let ab01 = SIMD4(a[0], b[0], a[1], b[1])
-    let ab23 = SIMD4(a[2], b[2], a[3], b[3])
-    let cd01 = SIMD4(c[0], d[0], c[1], d[1])
-    let cd23 = SIMD4(c[2], d[2], c[3], d[3])
-    let rows = UnsafeMutableRawPointer(target)
-    let stride = line &* MemoryLayout<T>.stride
-    rows.storeBytes(of: SIMD4(lowHalf: ab01.lowHalf, highHalf: cd01.lowHalf), as: SIMD4<T>.self)
-    (rows + stride).storeBytes(of: SIMD4(lowHalf: ab01.highHalf, highHalf: cd01.highHalf), as: SIMD4<T>.self)
-    (rows + 2 &* stride).storeBytes(of: SIMD4(lowHalf: ab23.lowHalf, highHalf: cd23.lowHalf), as: SIMD4<T>.self)
-    (rows + 3 &* stride).storeBytes(of: SIMD4(lowHalf: ab23.highHalf, highHalf: cd23.highHalf), as: SIMD4<T>.self)
+    @inline(__always)
+    static func writeTransposed(
+        _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Self>, line: Int
+    ) {
+        let a = SIMD4(l0.0, l0.1, l0.2, l0.3)
+        let b = SIMD4(l1.0, l1.1, l1.2, l1.3)
+        let c = SIMD4(l2.0, l2.1, l2.2, l2.3)
+        let d = SIMD4(l3.0, l3.1, l3.2, l3.3)
+        let ab01 = SIMD4(a[0], b[0], a[1], b[1])
+        let ab23 = SIMD4(a[2], b[2], a[3], b[3])
+        let cd01 = SIMD4(c[0], d[0], c[1], d[1])
+        let cd23 = SIMD4(c[2], d[2], c[3], d[3])
+        let rows = UnsafeMutableRawPointer(target)
+        let stride = line &* MemoryLayout<Self>.stride
+        rows.storeBytes(of: SIMD4(lowHalf: ab01.lowHalf, highHalf: cd01.lowHalf), as: SIMD4<Self>.self)
+        (rows + stride).storeBytes(of: SIMD4(lowHalf: ab01.highHalf, highHalf: cd01.highHalf), as: SIMD4<Self>.self)
+        (rows + 2 &* stride).storeBytes(of: SIMD4(lowHalf: ab23.lowHalf, highHalf: cd23.lowHalf), as: SIMD4<Self>.self)
+        (rows + 3 &* stride).storeBytes(of: SIMD4(lowHalf: ab23.highHalf, highHalf: cd23.highHalf), as: SIMD4<Self>.self)
+    }
 }

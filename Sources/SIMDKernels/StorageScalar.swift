@@ -29,15 +29,6 @@ protocol ComputeScalar: StorageScalar {
 }
 
 extension Float: ComputeScalar {
-    @inline(__always) static func write(_ four: Four, to target: UnsafeMutablePointer<Float>) {
-        writeFour(four, to: target)
-    }
-    @inline(__always)
-    static func writeTransposed(
-        _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Float>, line: Int
-    ) {
-        writeTransposedSquare(l0, l1, l2, l3, to: target, line: line)
-    }
     @inline(__always) static var one: Float { 1 }
     @inline(__always) init(widening value: Float) { self = value }
     @inline(__always) init(narrowing value: Double) { self = Float(value) }
@@ -46,15 +37,6 @@ extension Float: ComputeScalar {
 }
 
 extension Double: ComputeScalar {
-    @inline(__always) static func write(_ four: Four, to target: UnsafeMutablePointer<Double>) {
-        writeFour(four, to: target)
-    }
-    @inline(__always)
-    static func writeTransposed(
-        _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Double>, line: Int
-    ) {
-        writeTransposedSquare(l0, l1, l2, l3, to: target, line: line)
-    }
     @inline(__always) static var one: Double { 1 }
     @inline(__always) init(widening value: Float) { self = Double(value) }
     @inline(__always) init(narrowing value: Double) { self = value }
