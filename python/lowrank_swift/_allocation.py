@@ -16,6 +16,7 @@ from ._checkpoint import Checkpoint, StoredMatrix
 from ._progress import progress_bar
 from ._rank_allocation import RankAllocation, Weights
 from ._spectrum_cache import SpectrumCache
+from ._targets import check_targets, names_meant
 from ._weights import check_weight
 
 __all__ = ["LayerSpectrum", "allocate_with_spectra"]
@@ -137,27 +138,11 @@ def _sources(weights: Weights, targets: Sequence[str] | None) -> dict[str, Array
         sources = Checkpoint(weights).matrices
     else:
         raise TypeError(f"weights: expected a mapping, a path or a sequence of paths, got {type(weights).__name__}")
-    return {name: sources[name] for name in (sources if targets is None else _chosen(list(sources), targets))}
-
-
-def _chosen(names: Sequence[str], targets: Sequence[str]) -> list[str]:
-    """Return the names that equal a target or end with ".target", in their order.
-
-    Raises:
-        TypeError: if the targets are not a sequence of names.
-        ValueError: if a target matches nothing, or there is none.
-    """
-    if isinstance(targets, str) or not isinstance(targets, Sequence):
-        raise TypeError(f"targets: expected a sequence of names, got {targets!r}")
-    if not targets or not all(isinstance(target, str) and target for target in targets):
-        raise ValueError(f"targets: expected at least one name and no empty one, got {targets!r}")
-    wanted: set[str] = set()
-    for target in targets:
-        found = {name for name in names if name == target or name.endswith(f".{target}")}
-        if not found:
-            raise ValueError(f"targets: expected names of weight matrices, got {target!r}, which none has")
-        wanted |= found
-    return [name for name in names if name in wanted]
+    if targets is None:
+        return dict(sources)
+    check_targets(targets, "name")
+    meant = names_meant(targets, sources, "weight matrices")
+    return {name: source for name, source in sources.items() if name in meant}
 
 
 def _shape(name: str, source: Array | StoredMatrix) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from ._adapter import make_adapter
 from ._errors import errors_naming
 from ._install import install
 from ._layer import adapted_layers
-from ._targets import check_name, check_site, check_targets, check_unshared, find_sites
+from ._targets import check_name, check_site, check_unshared, find_sites
 from .methods import Method
 
 __all__ = ["adapt", "named_adapters", "trainable_parameters"]
@@ -71,7 +71,7 @@ def adapt(
         >>> model = adapt(model, LoLDU(rank=64, alpha=64), targets=["query", "value"])
         >>> optimizer = torch.optim.AdamW(trainable_parameters(model), lr=1e-2)
     """
-    _check_arguments(model, method, targets, base)
+    _check_arguments(model, method, base)
     check_name(name)
     intact = base == "intact"
     sites = find_sites(model, targets)
@@ -127,12 +127,11 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     ]
 
 
-def _check_arguments(model: object, method: object, targets: object, base: str) -> None:
+def _check_arguments(model: object, method: object, base: str) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(method, Method):
         raise TypeError(f"method: expected a method such as LoLDU(rank=64), got {method!r}")
-    check_targets(targets)
     if base not in ("intact", "residual"):
         raise ValueError(f'base: expected "intact" or "residual", got {base!r}')
 

@@ -12,7 +12,7 @@ import lowrank_swift as lrs
 from lowrank_swift import RankAllocation
 
 from ._errors import errors_naming
-from ._targets import check_targets, find_sites
+from ._targets import find_sites
 from .layers import SUPPORTED_LAYERS, is_supported
 
 __all__ = ["allocate_ranks"]
@@ -64,7 +64,6 @@ def allocate_ranks(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    check_targets(targets)
     weights = {}
     for site in find_sites(model, targets):
         if not is_supported(site.layer):

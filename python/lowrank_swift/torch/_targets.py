@@ -10,6 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lowrank_swift._targets import check_targets, names_meant
+
 from ._errors import errors_naming
 from ._layer import AdaptedLayer, adapted_layers
 from .layers import SUPPORTED_LAYERS, LayerType, is_supported, layer_type_of
@@ -19,7 +21,6 @@ __all__ = [
     "adapted_sites",
     "check_name",
     "check_site",
-    "check_targets",
     "check_unshared",
     "find_sites",
     "require_adapted",
@@ -71,16 +72,12 @@ def find_sites(model: nn.Module, targets: Sequence[str]) -> list[Site]:
     """Return the modules whose name equals a target or ends with ".target", in the model's order.
 
     Raises:
-        ValueError: if a target matches nothing, or a module that has several names.
+        TypeError: if the targets are no sequence.
+        ValueError: if there is none, or one matches nothing, or a module that has several names.
     """
+    check_targets(targets, "module name")
     sites = list(_walk(model))
-    wanted = set()
-    for target in targets:
-        names = {site.name for site in sites if site.name == target or site.name.endswith(f".{target}")}
-        if not names:
-            raise ValueError(f"targets: expected names of modules of the model, got {target!r}, which none has")
-        wanted |= names
-    return _chosen(sites, wanted)
+    return _chosen(sites, names_meant(targets, [site.name for site in sites], "modules of the model"))
 
 
 def sites_named(model: nn.Module, names: Collection[str]) -> list[Site]:
@@ -134,19 +131,6 @@ def _chosen(sites: Sequence[Site], wanted: Collection[str]) -> list[Site]:
         if len(shared) > 1:
             raise ValueError(f"targets: expected modules with one name, got one that is shared as {', '.join(shared)}")
     return chosen
-
-
-def check_targets(targets: object) -> None:
-    """Refuse what can't name modules.
-
-    Raises:
-        TypeError: if it is no sequence.
-        ValueError: if it is empty or holds anything but names.
-    """
-    if isinstance(targets, str) or not isinstance(targets, Sequence):
-        raise TypeError(f"targets: expected a sequence of module names, got {targets!r}")
-    if not targets or not all(isinstance(target, str) and target for target in targets):
-        raise ValueError(f"targets: expected at least one module name and no empty one, got {targets!r}")
 
 
 def check_name(name: object) -> None:
