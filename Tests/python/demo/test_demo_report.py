@@ -19,12 +19,27 @@ from lowrank_swift.demo.settings import DemoError, Settings
 from rich.console import Console
 
 
-def run(correct: int, *, seed: int = 0, speed: float = 0.1, loss: float = 1.0, at_end: int = 100) -> Run:
+def run(
+    correct: int, *, seed: int = 0, speed: float = 0.1, loss: float = 1.0, at_end: int = 100, updates: int = 2_300_000
+) -> Run:
     """A run whose loss falls from 3 to `loss` in a straight line of 20 steps."""
     losses = [3.0 + (loss - 3.0) * step / 20 for step in range(21)]
     probe_steps = [0, 5, 10, 15, 20]
     probe_losses = [losses[step] for step in probe_steps]
-    return Run(seed, speed, 100, at_end, 1_000_000, losses[:20], [speed] * 20, probe_steps, probe_losses, correct, 200)
+    return Run(
+        seed=seed,
+        initialisation_seconds=speed,
+        parameters_at_start=100,
+        parameters_at_end=at_end,
+        updates=updates,
+        bytes_kept=1_000_000,
+        losses=losses[:20],
+        step_seconds=[speed] * 20,
+        probe_steps=probe_steps,
+        probe_losses=probe_losses,
+        correct=correct,
+        tested=200,
+    )
 
 
 def results(out: Path, runs: dict[str, list[Run]]) -> Results:
@@ -104,6 +119,16 @@ def test_verdict_says_who_won_and_where_ours_lose(tmp_path: Path) -> None:
     assert line.startswith("Best accuracy: OLoRA, 0.790; within its interval: LoRA (PEFT).")
     assert "OLoRA: init time (200 ms against 100 ms), step time (200 ms against 100 ms);" in line
     assert "LoLDU: accuracy (0.500 against 0.750), training loss (never reaches its final one)." in line
+
+
+def test_updates_are_compared_with_the_reference(tmp_path: Path) -> None:
+    runs = {"lora": [run(150)], "lamda": [run(150, updates=500_000)], "full": [run(150, updates=6_900_000)]}
+    line = report.updates(results(tmp_path, runs | {"head": [run(150, updates=0)]}))
+    assert line == (
+        "Numbers updated, summed over the steps: LoRA (PEFT) 2.3 million; LaMDA 4.6 times fewer; "
+        "full fine-tuning 3 times as many."
+    )
+    assert report.updates(results(tmp_path, {"lamda": [run(150)]})) == ""
 
 
 def test_verdict_admits_a_defeat_and_needs_no_reference(tmp_path: Path) -> None:

@@ -124,6 +124,16 @@ def test_parameter_counts(record: dict[str, Any]) -> None:
     assert counts["full"][0] > both
 
 
+def test_updates_are_the_numbers_that_have_a_gradient(record: dict[str, Any]) -> None:
+    updates = {key: method["summary"]["updates"] for key, method in record["methods"].items()}
+    rows, cores = LAYERS * sum(m for m, _ in SHAPES), LAYERS * len(SHAPES) * 4 * 4
+    columns = 4 + 3 + 2 + 1  # Of 4, frozen one after each of round(0.3 * 12) steps.
+    assert updates["head"] == 0
+    assert updates["lamda"] == 12 * cores + columns * rows
+    # LoRA's down-projection has no gradient while its up-projection is zero.
+    assert updates["lora"] == 12 * 4 * rows + 11 * 4 * LAYERS * sum(n for _, n in SHAPES)
+
+
 def test_only_a_trained_encoder_keeps_its_activations(record: dict[str, Any]) -> None:
     kept = {key: method["summary"]["bytes_kept"] for key, method in record["methods"].items()}
     assert 0 < kept["head"] < min(kept[method] for method in METHODS[1:])

@@ -69,7 +69,8 @@ def run_demo(settings: Settings, console: Console, command: list[str]) -> Result
                 if progress.disable:
                     console.print(f"{METHODS[key].label}, seed {seed}: {sum(run.step_seconds):.0f} s", highlight=False)
     results = Results(settings, source, corpus, split, ranks, runs, command)
-    console.print(report.table(results), report.verdict(results), sep="\n")
+    lines = [line for line in (report.updates(results), report.verdict(results)) if line]
+    console.print(report.table(results), *lines, sep="\n")
     for path in report.write_files(results):
         console.print(f"wrote {path}", highlight=False)
     return results
@@ -148,6 +149,7 @@ def _run(method: Method, rank: int | None, pretrained: Pretrained, task: _Task, 
         initialisation_seconds=statistics.median(initialisation),
         parameters_at_start=parameters_at_start,
         parameters_at_end=_trainable(encoder),
+        updates=curve.updates,
         bytes_kept=kept,
         losses=curve.losses,
         step_seconds=curve.seconds,

@@ -32,7 +32,7 @@ from lowrank_swift.demo.results import REFERENCE, Results, Summary
 from lowrank_swift.demo.settings import DemoError
 from lowrank_swift.demo.train import HEAD_LEARNING_RATE
 
-__all__ = ["introduction", "prepare_folder", "table", "verdict", "write_atomically", "write_files"]
+__all__ = ["introduction", "prepare_folder", "table", "updates", "verdict", "write_atomically", "write_files"]
 
 _CAPTION = (
     "adapter params: trainable, the head's apart, first → last step. Steps to LoRA's loss: the first step at which "
@@ -106,6 +106,23 @@ def verdict(results: Results) -> str:
         ]
         line += f" Where ours lose to {METHODS[REFERENCE].label}: {'; '.join(lost)}." if lost else ""
     return line
+
+
+def updates(results: Results) -> str:
+    """How many numbers each method updated over the training, against the reference's; empty without that."""
+    rows = {key: results.summary(key) for key in results.runs}
+    if REFERENCE not in rows:
+        return ""
+    reference = rows.pop(REFERENCE).updates
+    others = [
+        f"{METHODS[key].label} {reference / row.updates:.3g} times fewer"
+        if row.updates <= reference
+        else f"{METHODS[key].label} {row.updates / reference:.3g} times as many"
+        for key, row in rows.items()
+        if row.updates
+    ]
+    line = f"Numbers updated, summed over the steps: {METHODS[REFERENCE].label} {reference / 1e6:.1f} million"
+    return "; ".join([line, *others]) + "."
 
 
 def write_files(results: Results) -> list[Path]:

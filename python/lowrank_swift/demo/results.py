@@ -26,6 +26,7 @@ class Run:
         initialisation_seconds: To make the encoder trainable, its factorisations included.
         parameters_at_start: Trainable parameters of the encoder (the head apart) at the first step.
         parameters_at_end: The same after the last step.
+        updates: Numbers of the encoder with a gradient other than zero, summed over the steps.
         bytes_kept: For the backward, on the widest training batch.
         losses: Of every step, before its update.
         step_seconds: Wall time of every step.
@@ -39,6 +40,7 @@ class Run:
     initialisation_seconds: float
     parameters_at_start: int
     parameters_at_end: int
+    updates: int
     bytes_kept: int
     losses: list[float]
     step_seconds: list[float]
@@ -61,6 +63,7 @@ class Summary:
         initialisation_seconds: Median over the seeds.
         parameters_at_start: As in `Run`.
         parameters_at_end: As in `Run`.
+        updates: Median over the seeds.
         accuracy: Mean over the seeds.
         interval: 95% Wilson interval with one seed; mean minus and plus one standard deviation with several.
         final_loss: Mean over the seeds of the last training loss on the probe.
@@ -73,6 +76,7 @@ class Summary:
     initialisation_seconds: float
     parameters_at_start: int
     parameters_at_end: int
+    updates: float
     accuracy: float
     interval: tuple[float, float]
     final_loss: float
@@ -117,6 +121,7 @@ class Results:
             initialisation_seconds=statistics.median(run.initialisation_seconds for run in runs),
             parameters_at_start=runs[0].parameters_at_start,
             parameters_at_end=runs[0].parameters_at_end,
+            updates=statistics.median(run.updates for run in runs),
             accuracy=accuracy,
             interval=interval,
             final_loss=statistics.fmean(run.probe_losses[-1] for run in runs),

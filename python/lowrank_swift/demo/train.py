@@ -48,12 +48,14 @@ class Curve:
     Args:
         losses: Of every step's batch, before the step's update.
         seconds: Wall time of every step.
+        updates: Numbers of the encoder with a gradient other than zero, summed over the steps.
         probe_steps: After how many steps the loss on the probe was measured: 0, then at even distances, then the last.
         probe_losses: The loss on the probe then.
     """
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    updates: int = 0
     probe_steps: list[int] = field(default_factory=list)
     probe_losses: list[float] = field(default_factory=list)
 
@@ -152,11 +154,13 @@ def train(
         optimizer.zero_grad()
         loss = classifier.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in trainable if p.grad is not None]
         optimizer.step()
         after_step()
         schedule.step()
         curve.losses.append(loss.item())
         curve.seconds.append(time.perf_counter() - start)
+        curve.updates += sum(int(gradient.count_nonzero()) for gradient in gradients)
         if step % max(1, steps // _PROBES) == 0 or step == steps:
             curve.probe_steps.append(step)
             curve.probe_losses.append(mean_loss(classifier, probe))
