@@ -48,7 +48,7 @@ def olora_in_place_case(rows: int, columns: int, rank: int, dtype: torch.dtype, 
     in_torch: dict[str, InPlace] = {TRUNCATED: peers.torch_olora_}
     if dtype != FLOAT32:
         in_torch[UPCAST] = peers.torch_olora_upcast_
-    peft = peers.peft_olora(weight, rank) if with_peft else None
+    peft = peers.peft_initializer(weight, rank, "olora") if with_peft else None
 
     def restore() -> None:
         weight.copy_(original)

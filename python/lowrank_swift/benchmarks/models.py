@@ -42,7 +42,7 @@ def _llama(session: Session) -> Iterator[Line]:
             OURS: in_limit(residual_error(original, weight, factors)),
             f"{OURS}, factors": in_limit(qr_error(original, QRResult(factors.up, factors.down))),
         }
-        peft = peers.peft_olora(original.clone(), rank)
+        peft = peers.peft_initializer(original.clone(), rank, "olora")
         begin = time.perf_counter()
         result = peft()
         once = time.perf_counter() - begin

@@ -13,9 +13,9 @@ from lowrank_swift import Factors
 
 __all__ = [
     "AddmmLinear",
+    "peft_initializer",
     "peft_lora",
     "peft_model",
-    "peft_olora",
     "torch_lu",
     "torch_lu_",
     "torch_olora_",
@@ -63,8 +63,14 @@ def torch_lu_(weight: Tensor, rank: int) -> Factors:
     return factors
 
 
-def peft_olora(weight: Tensor, rank: int) -> Callable[[], tuple[Tensor, Factors]]:
-    """PEFT's initializer on its own layer; each call starts from `weight` and returns the new base and the factors."""
+def peft_initializer(weight: Tensor, rank: int, how: str) -> Callable[[], tuple[Tensor, Factors]]:
+    """PEFT's initializer on its own layer; each call starts from `weight` and returns the new base and the factors.
+
+    Args:
+        weight: The base, [m, n].
+        rank: Of the factors.
+        how: "olora", "pissa" or "pissa_niter_N", as PEFT's `init_lora_weights`.
+    """
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 
@@ -75,9 +81,12 @@ def peft_olora(weight: Tensor, rank: int) -> Callable[[], tuple[Tensor, Factors]
 
     def run() -> tuple[Tensor, Factors]:
         base.weight.data = weight
-        layer.olora_init("default")
+        if how == "olora":
+            layer.olora_init("default")
+        else:
+            layer.pissa_init("default", how)
         up, down = layer.lora_B["default"].weight.detach(), layer.lora_A["default"].weight.detach()
-        return base.weight.detach(), Factors("olora", up, None, down, layer.scaling["default"])
+        return base.weight.detach(), Factors(how, up, None, down, layer.scaling["default"])
 
     return run
 

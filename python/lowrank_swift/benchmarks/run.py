@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import adapters, freezing, growth, initializers, models, wrapping
+from . import adapters, freezing, growth, initializers, models, pissa, wrapping
 from .floor import Machine
 from .measure import environment
 from .table import BenchmarkError, Line, Row, Session, WrongResult
@@ -29,7 +29,7 @@ _HEADER = ("row", "what", "ours", "floor", "peer", "its", "ratio", "goal", "err/
 
 def all_rows() -> list[Row]:
     """Return all rows in the order of the table."""
-    modules = (initializers, adapters, models, growth, freezing, wrapping)
+    modules = (initializers, pissa, adapters, models, growth, freezing, wrapping)
     return list(chain.from_iterable(module.rows() for module in modules))
 
 
@@ -154,7 +154,8 @@ def bench(
         f"({facts['thread_team']}); {facts['blas']}\n"
         f"copy {machine.bytes_per_second / 1e9:.1f} GB/s, sgemm {machine.flops_per_second / 1e9:.0f} GFLOP/s; "
         f"lowrank_swift {facts['lowrank_swift']}, torch {facts['torch']}, PEFT {facts['peft']}\n"
-        "ratio: how many times longer the peer takes; of overheads, bytes and updates (M: 1e6): ours over the peer's",
+        "ratio: how many times longer the peer takes; of overheads, bytes, updates (M: 1e6), errors and losses: ours "
+        "over the peer's",
         markup=False,
         highlight=False,
         soft_wrap=True,

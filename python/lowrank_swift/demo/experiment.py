@@ -22,7 +22,7 @@ from lowrank_swift.demo.results import Results, Run
 from lowrank_swift.demo.settings import DemoError, Settings
 from lowrank_swift.demo.train import Batch, Classifier, batch_indices, collate, count_correct, train
 
-__all__ = ["run_demo"]
+__all__ = ["Task", "make_task", "run_demo"]
 
 _INITIALISATIONS = 3  # each initialisation time is the median of so many
 _PROBE_TEXTS = 64
@@ -30,7 +30,7 @@ _TEST_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class Task:
     """What every method gets for one seed."""
 
     seed: int
@@ -62,7 +62,7 @@ def run_demo(settings: Settings, console: Console, command: list[str]) -> Result
     runs: dict[str, list[Run]] = {key: [] for key in settings.methods}
     with _progress(console) as progress:
         for seed in range(settings.seeds):
-            task = _task(seed, pretrained, corpus, settings)
+            task = make_task(seed, pretrained, corpus, settings)
             for key in settings.methods:
                 run = _run(METHODS[key], ranks[key], pretrained, task, progress)
                 runs[key].append(run)
@@ -87,7 +87,12 @@ def _rank(method: Method, wanted: int | None, largest: int) -> int | None:
     return wanted
 
 
-def _task(seed: int, pretrained: Pretrained, corpus: data.Corpus, settings: Settings) -> _Task:
+def make_task(seed: int, pretrained: Pretrained, corpus: data.Corpus, settings: Settings) -> Task:
+    """Return the texts and batches of a seed.
+
+    Raises:
+        DemoError: if the batch is larger than the training set.
+    """
     split = data.split_corpus(corpus, seed=seed)
     if settings.batch_size > len(split.train):
         raise DemoError(
@@ -109,7 +114,7 @@ def _task(seed: int, pretrained: Pretrained, corpus: data.Corpus, settings: Sett
     lengths = [len(ids) for ids in train_ids]
     order = batch_indices(lengths, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
     probe = random.Random(seed).sample(range(len(lengths)), min(_PROBE_TEXTS, len(lengths)))
-    return _Task(
+    return Task(
         seed=seed,
         classes=len(corpus.packages),
         train=[batch(split.train, train_ids, chosen) for chosen in order],
@@ -126,7 +131,7 @@ def _by_length(chosen: Iterable[int], ids: list[list[int]], size: int) -> list[l
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def _run(method: Method, rank: int | None, pretrained: Pretrained, task: _Task, progress: Progress) -> Run:
+def _run(method: Method, rank: int | None, pretrained: Pretrained, task: Task, progress: Progress) -> Run:
     bar = progress.add_task(method.label, total=len(task.train), loss="", seed=task.seed)
     initialisation = []
     for _ in range(_INITIALISATIONS):
