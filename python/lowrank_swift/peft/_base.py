@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
 from lowrank_swift.torch.layers import SUPPORTED_LAYERS, LayerType, is_supported, layer_type_of
 from lowrank_swift.torch.layers.conv2d import Conv2d
 from lowrank_swift.torch.layers.linear import Linear
+
+from ._weight import dequantized
 
 __all__ = ["BaseLayer", "check_parent"]
 
@@ -59,14 +60,7 @@ class BaseLayer:
 
     def weight(self, layer: nn.Module) -> Tensor:
         """Return the weight's values as the layer has them, dequantized if need be."""
-        if not self.quantized:
-            return cast(Tensor, layer.weight).detach()
-        # PEFT's function for all kinds registers bitsandbytes' parameters again, which loses their 8-bit state and,
-        # where accelerate makes parameters on the meta device, the weight itself.
-        weight = cast(nn.Parameter, layer.weight)
-        if get_bnb_param_type(weight):
-            return dequantize_bnb_weight(weight, getattr(layer, "state", None)).detach()
-        return dequantize_module_weight(layer).detach()
+        return dequantized(layer) if self.quantized else cast(Tensor, layer.weight).detach()
 
     def frozen_dtype(self, layer: nn.Module) -> torch.dtype:
         """Return the dtype for frozen factors: float32 over a quantized base, else the weight's."""

@@ -24,6 +24,7 @@ from lowrank_swift.torch.methods import Method
 from ._base import BaseLayer
 from ._config import LowRankConfig
 from ._fingerprint import FINGERPRINT, fingerprint
+from ._weight import Weight, weight_of
 
 __all__ = ["LowRankLayer", "LowRankLinear", "make_layer"]
 
@@ -49,7 +50,7 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         self.adapter_layer_names = (self._adapters,)
         self.other_param_names = (self._dropouts,)
         self.merged_adapters: list[str] = []
-        self._unmerged: list[nn.Parameter] = []
+        self._unmerged: Weight | None = None
         self.out_features, self.in_features = self._base.matrix_shape(base_layer)
         self.train(base_layer.training)
 
@@ -180,38 +181,33 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         """Make the base's weight the sum of itself and of adapters, taken in float32 (or 64) and rounded once.
 
         A sum that is not finite is refused, with and without ``safe_merge``. What shares the weight keeps the
-        untouched one.
+        untouched one. Over bitsandbytes' layers the sum is quantized again, with a warning.
 
         Args:
             safe_merge (bool): makes no difference.
             adapter_names (list[str] | None): which adapters; None means the active ones.
 
         Raises:
-            ValueError: if the base is quantized, or a factor is not finite.
+            ValueError: if the base is quantized by others than bitsandbytes, or a factor is not finite.
             LinAlgError: if the sum does not fit the weight's dtype.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.adapters]
         if not names:
             return
         base = self.get_base_layer()
-        if self._base.quantized:
-            raise ValueError(f"model: expected a base that is not quantized, got a {type(base).__name__} to merge into")
-        kept = self._unmerged[0] if self._unmerged else cast(nn.Parameter, base.weight)
+        kept = self._unmerged or weight_of(base, quantized=self._base.quantized)
         terms = [t for _, adapter in self.named_adapters([*self.merged_adapters, *names]) for t in adapter.terms()]
-        merged = with_terms(self.layer_type, kept, terms)
-        base.weight = nn.Parameter(merged, requires_grad=False)
-        self._unmerged = [kept]
+        kept.merged(self.layer_type, terms).write(base)
+        self._unmerged = kept
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
         """Undo all merges: the base gets back the weight that it had, bit for bit."""
-        if not self.merged:
+        if self._unmerged is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        base, kept = self.get_base_layer(), self._unmerged.pop()
-        # The model may have been moved or converted since.
-        moved = kept.detach().to(cast(Tensor, base.weight))
-        base.weight = kept if moved.data_ptr() == kept.data_ptr() else nn.Parameter(moved, requires_grad=False)
+        self._unmerged.write(self.get_base_layer())
+        self._unmerged = None
         self.merged_adapters.clear()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
