@@ -57,6 +57,20 @@ def test_every_row_runs_and_is_recorded(tmp_path: Path) -> None:
     assert (tmp_path / "new/growth-quick.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_goal_that_is_missed_is_explained_by_the_floor() -> None:
+    def line(goal: table.Goal, floor: float | None = 2.0, reason: str = "") -> table.Line:
+        theirs, ours = 6.0, 4.0
+        ratio = ours / theirs if goal.at_most else theirs / ours
+        return table.Line("row", "what", ours, "ms", floor, "peer", theirs, ratio, goal, reason=reason)
+
+    assert line(table.Goal(1.5)).explanation == ""
+    where = "ours is at 2 times the floor, peer at 3; at the floor the ratio would be"
+    assert line(table.Goal(2.5)).explanation == f"{where} 3, a goal within it"
+    assert line(table.Goal(4), reason="because").explanation == f"because; {where} 3, which is short of the goal, too"
+    assert line(table.Goal(0.5, at_most=True)).record()["reason"] == f"{where} 0.333, a goal within it"
+    assert line(table.Goal(4), floor=None).explanation == ""
+
+
 @pytest.mark.parametrize(
     ("name", "row"), [("olora_", "olora_"), ("loldu_", "loldu_"), ("loldu", "loldu"), ("olora", "olora")]
 )

@@ -74,8 +74,8 @@ def run_rows(rows: Sequence[Row], session: Session, console: Console) -> tuple[l
                         line = replace(line, goal=None)
                     lines.append(line)
                     _print(console, _cells(line))
-                    if line.is_reached is False and line.reason:
-                        console.print(f"    {line.reason}", style="dim", markup=False, highlight=False)
+                    if line.explanation:
+                        console.print(f"    {line.explanation}", style="dim", markup=False, highlight=False)
             except WrongResult as error:
                 wrong.append(f"{row.name}: {error}")
                 console.print(f"WRONG, not timed: {row.name}: {error}", style="red", markup=False, highlight=False)

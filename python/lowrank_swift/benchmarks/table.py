@@ -74,16 +74,33 @@ class Line:
     """The largest error of our result, in its limit."""
     detail: Mapping[str, Any] = field(default_factory=dict)
     reason: str = ""
-    """Why the goal is not reached, where it is known."""
+    """What is known of why the goal is not reached, beside the floor."""
 
     @property
     def is_reached(self) -> bool | None:
         """Whether the goal is reached; None where there is none."""
         return None if self.goal is None else self.goal.is_met_by(self.ratio)
 
+    @property
+    def explanation(self) -> str:
+        """Why a goal is not reached, as far as the floor and what is known tell; empty where it is, or nothing is."""
+        if self.is_reached is not False or self.goal is None:
+            return ""
+        parts = [self.reason] if self.reason else []
+        if self.floor and self.peer != "floor":
+            at_floor = self.floor / self.theirs if self.goal.at_most else self.theirs / self.floor
+            within = "a goal within it" if self.goal.is_met_by(at_floor) else "which is short of the goal, too"
+            own, its = self.ours / self.floor, self.theirs / self.floor
+            parts.append(
+                f"ours is at {own:.3g} times the floor, {self.peer} at {its:.3g}; at the floor "
+                f"the ratio would be {at_floor:.3g}, {within}"
+            )
+        return "; ".join(parts)
+
     def record(self) -> dict[str, Any]:
         """Return what goes into the JSON file."""
         values = asdict(self)
+        values["reason"] = self.explanation
         values["goal"] = None if self.goal is None else str(self.goal)
         values["is_reached"] = self.is_reached
         return values
