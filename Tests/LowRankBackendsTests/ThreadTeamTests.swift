@@ -42,15 +42,26 @@ import Testing
         }
     }
 
-    @Test func nonsenseInTheEnvironmentIsPassedOver() async {
-        await #expect(processExitsWith: .success) {
+    @Test func nonsenseInTheEnvironmentIsPassedOver() async throws {
+        let result = await #expect(processExitsWith: .success, observing: [\.standardErrorContent]) {
             setenv("OMP_NUM_THREADS", "many", 1)
             setenv("LOWRANK_THREADS", "some", 1)
             setenv("LOWRANK_ISA", "abacus", 1)
-            precondition(ThreadTeam.threadCount >= 1)
-            precondition(ThreadTeam.current == .pool)
-            precondition(KernelTable.current.name == KernelTable.available.last?.name)
+            for _ in 0..<2 {
+                precondition(ThreadTeam.threadCount >= 1)
+                precondition(ThreadTeam.current == .pool)
+                precondition(KernelTable.current.name == KernelTable.available.last?.name)
+            }
         }
+        // Once each, whatever else is on the stream.
+        let said = String(decoding: try #require(result).standardErrorContent, as: UTF8.self)
+        let warnings = said.split(separator: "\n").filter { $0.hasPrefix("lowrank_swift: ") }
+        let sets = KernelTable.available.map(\.name).joined(separator: ", ")
+        #expect(
+            warnings == [
+                "lowrank_swift: LOWRANK_THREADS: expected one of openmp, pool, serial, got some; it is ignored",
+                "lowrank_swift: LOWRANK_ISA: expected one of \(sets), got abacus; it is ignored",
+            ])
     }
 
     @Test func serialLoopsStayOnTheirThread() async {

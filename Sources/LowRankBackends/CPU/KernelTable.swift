@@ -82,8 +82,6 @@ extension KernelTable {
     }()
 
     /// The table in use: the best one, or the one that LOWRANK_ISA names if this CPU runs it.
-    package static let current: KernelTable = {
-        let wanted = environmentVariable("LOWRANK_ISA")
-        return available.last { $0.name == wanted } ?? available[available.count - 1]
-    }()
+    package static let current: KernelTable =
+        environmentChoice("LOWRANK_ISA", among: available.map { ($0.name, $0) }) ?? available[available.count - 1]
 }

@@ -3,7 +3,7 @@ import CPUFeatures
 import Synchronization
 
 /// Which threads a parallel loop runs on, and how many.
-package enum ThreadTeam: String, Sendable {
+package enum ThreadTeam: String, CaseIterable, Sendable {
     case openmp
     case pool
     case serial
@@ -36,7 +36,7 @@ package enum ThreadTeam: String, Sendable {
     package static let maxThreadCount = 4096
 
     private static let requestedCount = Atomic<Int>(0)
-    private static let wanted = environmentVariable("LOWRANK_THREADS").flatMap(ThreadTeam.init(rawValue:))
+    private static let wanted = environmentChoice("LOWRANK_THREADS", among: allCases.map { ($0.rawValue, $0) })
 
     private static let defaultCount: Int = {
         // OMP_NUM_THREADS may be a list for nested levels; the first number is ours.
