@@ -93,11 +93,12 @@ sums = [[float(r.double().norm()), float(r.double().flatten() @ torch.linspace(-
 print(lrs.show_config("dicts")["instruction_set"], json.dumps(sums))
 """
     found = {}
-    for name in ("", "baseline", "reference"):
+    names = lrs.show_config("dicts")["instruction_sets"]
+    for name in ("", *names):
         used, numbers = run_python(code, LOWRANK_ISA=name).split(" ", 1)
         assert used == name or not name
         found[name] = np.array(eval(numbers))
-    for name in ("baseline", "reference"):
+    for name in names:
         # Sums of up to 300 * 260 entries, each with the rounding of a product over 300 terms.
         scale = found[""][:, :1] * 300 * float(np.finfo(np.float32).eps)
         assert (np.abs(found[name] - found[""]) <= 30 * scale * np.sqrt(300 * 260)).all(), name
