@@ -14,11 +14,22 @@ func bridge(_ name: String, dependencies: [Target.Dependency] = []) -> Target {
 // would crawl otherwise. One thread keeps an object for each file, which the index of a debug build expects.
 let kernelFlags: [String] = ["-Ounchecked", "-whole-module-optimization", "-num-threads", "1", "-disable-batch-mode"]
 
+/// The kernels for a wider instruction set, by clang's options for it.
+func wideKernels(_ set: String, options: [String]) -> Target {
+    .target(
+        name: "SIMDKernels\(set)", dependencies: ["CPUFeatures"],
+        swiftSettings: [.define("LOWRANK_\(set)"), .unsafeFlags(kernelFlags + options.flatMap { ["-Xcc", $0] })])
+}
+
 #if arch(x86_64)
 let wideKernels: [Target] = [
-    .target(
-        name: "SIMDKernelsAVX2", dependencies: ["CPUFeatures"],
-        swiftSettings: [.define("LOWRANK_AVX2"), .unsafeFlags(kernelFlags + ["-Xcc", "-mavx2", "-Xcc", "-mfma", "-Xcc", "-mf16c"])])
+    wideKernels("AVX2", options: ["-mavx2", "-mfma", "-mf16c"]),
+    // Gathering and scattering element by element is slower than scalar code on many of these processors.
+    wideKernels(
+        "AVX512",
+        options: [
+            "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c", "-mno-gather", "-mno-scatter",
+        ]),
 ]
 let baselineDefines: [SwiftSetting] = [.define("LOWRANK_BASELINE")]
 #else

@@ -1,7 +1,10 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 
 // Register widths of the instruction set that this target is built for.
-#if LOWRANK_AVX2
+#if LOWRANK_AVX512
+    typealias FloatVector = SIMD16<Float>
+    typealias DoubleVector = SIMD8<Double>
+#elseif LOWRANK_AVX2
     typealias FloatVector = SIMD8<Float>
     typealias DoubleVector = SIMD4<Double>
 #else

@@ -13,11 +13,13 @@ import Testing
         "LowRankAdapters": ["LowRankFactorizations", "LowRankBackends", "LowRankCore", "Glibc"],
         "LowRankFactorizations": ["LowRankBackends", "LowRankCore"],
         "LowRankBackends": [
-            "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "CLAPACK", "CPUFeatures", "Glibc", "Synchronization",
+            "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "SIMDKernelsAVX512", "CLAPACK", "CPUFeatures", "Glibc",
+            "Synchronization",
         ],
         "LowRankCore": [],
         "SIMDKernels": ["CPUFeatures"],
         "SIMDKernelsAVX2": ["CPUFeatures"],
+        "SIMDKernelsAVX512": ["CPUFeatures"],
     ]
 
     /// The module of an import line, whatever stands before the keyword.
@@ -69,11 +71,12 @@ import Testing
         }
     }
 
-    @Test func wideKernelsAreTheSameSources() throws {
+    @Test(arguments: ["AVX2", "AVX512"])
+    func wideKernelsAreTheSameSources(set: String) throws {
         let folder = "\(Self.sources)/SIMDKernels"
         let files = SourceTree.files(under: folder, ending: ".swift").filter { !$0.contains("/Reference/") }
         try #require(!files.isEmpty)
-        let wide = SourceTree.files(under: "\(folder)AVX2", ending: ".swift")
+        let wide = SourceTree.files(under: "\(folder)\(set)", ending: ".swift")
         #expect(wide.map { $0.split(separator: "/").last } == files.map { $0.split(separator: "/").last })
         for (file, copy) in zip(files, wide) {
             #expect(SourceTree.lines(of: file) == SourceTree.lines(of: copy), "\(copy) is not \(file)")

@@ -7,9 +7,10 @@ import Testing
 /// set would then run on processors that lack it, so such an object must hold no weak code but its own.
 @Suite struct SymbolTests {
     private static let hasNM = SourceTree.output(of: "nm --version") != nil
+    private static let wideModules = ["SIMDKernelsAVX2", "SIMDKernelsAVX512"]
 
     @Test(
-        .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"]
+        .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: wideModules
     )
     func wideKernelsExportNoSharedCode(module: String) throws {
         let folder = "\(SourceTree.buildFolder)/\(module).build"
@@ -28,7 +29,7 @@ import Testing
 
     /// Without this the test above would pass on objects that hold none of the kernels.
     @Test(
-        .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: ["SIMDKernelsAVX2"]
+        .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: wideModules
     )
     func wideKernelsAreInTheirObjects(module: String) {
         let objects = SourceTree.files(under: "\(SourceTree.buildFolder)/\(module).build", ending: ".o")

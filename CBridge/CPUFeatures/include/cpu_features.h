@@ -7,6 +7,9 @@
 /// Whether this CPU and its operating system run AVX2, FMA and F16C code. False on other architectures.
 bool cpu_has_avx2(void);
 
+/// Whether they run AVX-512 F, VL, BW and DQ code, and FMA and F16C.
+bool cpu_has_avx512(void);
+
 /// Processors that this process may run on, at least 1.
 int cpu_count(void);
 

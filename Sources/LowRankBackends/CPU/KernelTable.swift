@@ -4,6 +4,7 @@ import SIMDKernels
 
 #if arch(x86_64)
     import SIMDKernelsAVX2
+    import SIMDKernelsAVX512
 #endif
 
 /// The kernels of one instruction set. Sizes and strides are in elements, types are ``ScalarType`` raw values.
@@ -70,6 +71,14 @@ extension KernelTable {
             copyScaledFloat32: SIMDKernelsAVX2.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX2.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX2.maxMagnitude, firstNonFinite: SIMDKernelsAVX2.firstNonFinite,
             columnDots: SIMDKernelsAVX2.columnDots)
+
+        private static let avx512 = KernelTable(
+            name: "avx512", floatLanes: SIMDKernelsAVX512.floatLanes(),
+            multiplyFloat32: SIMDKernelsAVX512.multiplyFloat32, multiplyFloat64: SIMDKernelsAVX512.multiplyFloat64,
+            multiplyWorkspace: SIMDKernelsAVX512.multiplyWorkspace,
+            copyScaledFloat32: SIMDKernelsAVX512.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX512.copyScaledFloat64,
+            maxMagnitude: SIMDKernelsAVX512.maxMagnitude, firstNonFinite: SIMDKernelsAVX512.firstNonFinite,
+            columnDots: SIMDKernelsAVX512.columnDots)
     #endif
 
     /// The tables that this CPU runs, the best one last.
@@ -77,6 +86,7 @@ extension KernelTable {
         var tables = [reference, baseline]
         #if arch(x86_64)
             if cpu_has_avx2() { tables.append(avx2) }
+            if cpu_has_avx512() { tables.append(avx512) }
         #endif
         return tables
     }()
