@@ -179,6 +179,19 @@ static PyObject *effective_up_backward(PyObject *module, PyObject *const *args, 
   return finish_with_none(&call);
 }
 
+static PyObject *base_product(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+  native_call call;
+  if (!native_begin(&call, module, "base_product", count, 4)) {
+    return NULL;
+  }
+  const DLTensor *x = native_borrow(&call, args[0], "x", NATIVE_READ);
+  const DLTensor *weight = native_borrow(&call, args[1], "weight", NATIVE_READ);
+  const DLTensor *bias = native_borrow(&call, args[2], "bias", READ_OR_NONE);
+  DLTensor *out = native_borrow(&call, args[3], "out", NATIVE_WRITE);
+  NATIVE_RUN(&call, lr_base_product(x, weight, bias, out));
+  return finish_with_none(&call);
+}
+
 static PyObject *merge(PyObject *module, PyObject *const *args, Py_ssize_t count) {
   native_call call;
   if (!native_begin(&call, module, "merge", count, 5)) {
@@ -254,6 +267,8 @@ PyMethodDef native_methods[] = {
     {"effective_up", FAST(effective_up), "effective_up(up, core, start, out, /)\n--\n\nout = up core - start."},
     {"effective_up_backward", FAST(effective_up_backward),
      "effective_up_backward(grad, up, core, frozen_columns, out_up, out_core, /)\n--\n\nGradients of effective_up."},
+    {"base_product", FAST(base_product),
+     "base_product(x, weight, bias, out, /)\n--\n\nout = x weight^T + bias of float32 tensors, by OpenBLAS."},
     {"merge", FAST(merge), "merge(weight, down, core, up, scale, /)\n--\n\nAdds an adapter to a weight."},
     {"set_num_threads", FAST(set_num_threads),
      "set_num_threads(count, /)\n--\n\n"

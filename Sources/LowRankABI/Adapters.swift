@@ -131,6 +131,24 @@ public func lr_effective_up_backward(
 }
 
 @c @implementation
+public func lr_base_product(
+    _ x: UnsafePointer<DLTensor>?, _ weight: UnsafePointer<DLTensor>?, _ bias: UnsafePointer<DLTensor>?,
+    _ out: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let (x, weight) = (try Tensor(x, "x"), try Tensor(weight, "weight"))
+        let bias = try Tensor.optional(bias, "bias", dimensions: 1...1)
+        let out = try Tensor(out, "out")
+        for tensor in [x, weight, bias, out].compactMap({ $0 }) { try tensor.require(.float32) }
+        try x.require(x.view.rows, weight.view.columns)
+        try bias?.require(1, weight.view.rows)
+        try out.require(x.view.rows, weight.view.rows)
+        try requireSeparate(outputs: [out], inputs: [x, weight, bias])
+        try CPUBackend.shared.baseProduct(x.view, weight.view, bias: bias?.view, into: out.view)
+    }
+}
+
+@c @implementation
 public func lr_merge(
     _ weight: UnsafeMutablePointer<DLTensor>?, _ down: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?,
     _ up: UnsafePointer<DLTensor>?, _ scale: Double

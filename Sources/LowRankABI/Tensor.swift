@@ -150,6 +150,11 @@ extension Tensor {
         try optional(tensor, argument, dimensions: 1...2)
     }
 
+    /// Throws unless the elements have the type given.
+    func require(_ type: ScalarType) throws(LowRankError) {
+        if view.type != type { throw .unsupportedType(argument: argument, expected: "\(type)", got: "\(view.type)") }
+    }
+
     /// Throws unless the shape is the one given.
     func require(_ rows: Int, _ columns: Int) throws(LowRankError) {
         if view.rows != rows || view.columns != columns {

@@ -150,6 +150,32 @@ static void test_forward_and_backward(void) {
               LR_STATUS_INVALID_ARGUMENT, "x: expected none");
 }
 
+static void test_base_product(void) {
+  float x[T * N], w[M * N], bias[M], y[T * M], dx[T * N];
+  fill(x, T * N, 8), fill(w, M * N, 9), fill(bias, M, 10);
+  array tx, tw, tbias, ty, tdx;
+  use(&tx, x, 2, T, N), use(&tw, w, 2, M, N), use(&tbias, bias, 1, M, 1), use(&ty, y, 2, T, M), use(&tdx, dx, 2, T, N);
+  CHECK(lr_base_product(&tx.tensor, &tw.tensor, &tbias.tensor, &ty.tensor) == LR_STATUS_OK);
+  double expected[T * M], gradient[T * N];
+  for (int t = 0; t < T; t++) {
+    for (int i = 0; i < M; i++) {
+      expected[t * M + i] = bias[i];
+      for (int j = 0; j < N; j++) expected[t * M + i] += (double)x[t * N + j] * w[i * N + j];
+    }
+  }
+  CHECK(largest_difference(y, expected, T * M) < tolerance);
+  // The gradient of x: the weight's transpose is the same memory with other strides.
+  array transposed;
+  int64_t strides[2] = {1, N};
+  use(&transposed, w, 2, N, M)->strides = strides;
+  CHECK(lr_base_product(&ty.tensor, &transposed.tensor, NULL, &tdx.tensor) == LR_STATUS_OK);
+  multiply(y, w, T, M, N, gradient);
+  CHECK(largest_difference(dx, gradient, T * N) < 8 * tolerance);
+  CHECK_FAILS(lr_base_product(&ty.tensor, &tw.tensor, NULL, &tdx.tensor), LR_STATUS_INVALID_SHAPE, "x: expected shape [3, 4]");
+  ty.tensor.dtype.bits = 64;
+  CHECK_FAILS(lr_base_product(&tx.tensor, &tw.tensor, NULL, &ty.tensor), LR_STATUS_UNSUPPORTED_DTYPE, "out: expected float32");
+}
+
 static void test_ranks(void) {
   // Orthogonal rows of lengths 3, 2 and 0: singular values 3, 2, 0 and norm sqrt(13).
   float w[3 * N] = {3, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0}, values[3];
@@ -259,6 +285,7 @@ int main(void) {
   test_versions();
   test_initialize_in_place();
   test_forward_and_backward();
+  test_base_product();
   test_ranks();
   test_statuses();
   test_wrong_arguments();

@@ -106,6 +106,40 @@ import Testing
         }
     }
 
+    @Test func baseProduct() {
+        let (x, weight, bias) = (tensor(tokens, n, seed: 21), tensor(m, n, seed: 22), tensor(1, m, seed: 23, dimensions: 1))
+        let out = TestTensor(undefined: tokens, m)
+        let product = x.values * weight.values.transposed
+        #expect(lr_base_product(x.pointer, weight.pointer, nil, out.pointer) == .ok, "\(lastMessage)")
+        expectEqual(out.values, product, "x W^T")
+        #expect(lr_base_product(x.pointer, weight.pointer, bias.pointer, out.pointer) == .ok, "\(lastMessage)")
+        expectEqual(out.values, product + RealMatrix(tokens, 1, repeating: 1) * bias.values, "x W^T + bias")
+    }
+
+    @Test(arguments: ["x", "weight", "bias", "out"], [ScalarType.float64, .bfloat16, .float16])
+    func baseProductsAreOfFloat32(name: String, type: ScalarType) throws {
+        let call = TestCall.baseProduct
+        let before = try call("out").bits
+        try call(name).pointer.pointee.dtype = TestTensor.type(type)
+        // Within the memory that is there, of aligned elements.
+        let shape = name == "bias" ? [2] : [2, 2]
+        try call(name).setShape(shape, strides: [2, 1].suffix(shape.count))
+        #expect(call() == .unsupportedDtype)
+        #expect(lastMessage == "\(name): expected float32, got \(type)")
+        #expect(try call("out").bits == before)
+    }
+
+    @Test func shapesOfABaseProduct() throws {
+        for (name, shape, message) in [
+            ("x", [tokens, n + 1], "x: expected shape [5, 7], got [5, 8]"),
+            ("bias", [m - 1], "bias: expected shape [9], got [8]"), ("out", [tokens - 1, m], "out: expected shape [5, 9], got [4, 9]"),
+        ] {
+            let call = TestCall.baseProduct
+            try call(name).setShape(shape, strides: [1, 1].prefix(shape.count))
+            #expect(call() == .invalidShape && lastMessage == message, "\(lastMessage)")
+        }
+    }
+
     @Test(arguments: ["olora", "loldu", "lamda", "pissa", "lora_xs"])
     func initialize(method: String) throws {
         let initializer = try Initializers.named(method)

@@ -54,7 +54,7 @@ struct TestCall {
     /// Every function that takes tensors.
     static var all: [TestCall] {
         [checkWeight, qr, ldu, svd, spectrum] + ["olora", "loldu", "lamda", "pissa", "lora_xs"].map { initialize($0) }
-            + [forward, backward, effectiveUp, effectiveUpBackward, merge]
+            + [forward, backward, effectiveUp, effectiveUpBackward, baseProduct, merge]
     }
 
     static func named(_ name: String) throws -> TestCall {
@@ -195,6 +195,14 @@ extension TestCall {
         return TestCall("lr_effective_up_backward", arguments) {
             lr_effective_up_backward($0[0], $0[1], $0[2], 1, $0[3], $0[4])
         }
+    }
+
+    static var baseProduct: TestCall {
+        let arguments = [
+            input("x", tensor(tokens, n, seed: 5)), weight,
+            optional(input("bias", tensor(1, m, seed: 13, dimensions: 1))), output("out", .init(undefined: tokens, m)),
+        ]
+        return TestCall("lr_base_product", arguments) { lr_base_product($0[0], $0[1], $0[2], $0[3]) }
     }
 
     static var merge: TestCall {

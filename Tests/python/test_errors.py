@@ -415,6 +415,15 @@ def test_empty_tensors_with_a_huge_side() -> None:
     assert lrs.merge_(torch.empty(2**50, 0), factors._replace(up=tall)).shape == (2**50, 0)
     up = torch.empty(2**50, 0)
     _native.effective_up_backward(tall, up, torch.empty(0), 0, torch.empty(2**50, 0), torch.empty(0))
+    _native.base_product(tall, torch.empty(0, 0), torch.empty(0), torch.empty(2**50, 0))
+
+
+def test_a_product_deeper_than_openblas_counts() -> None:
+    deep = torch.ones(1, 1).expand(1, 2**31)
+    out = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match=r"x: expected fewer than 2\^31 columns, got \[1, 2147483648\]"):
+        _native.base_product(deep, deep, None, out)
+    assert out == 0
 
 
 @pytest.mark.parametrize("mode", [None, 1, "", np.ones(2)], ids=repr)

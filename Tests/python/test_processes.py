@@ -15,7 +15,7 @@ from support import run_python
 # Large enough that the parallel paths run; every method, product and in-place form.
 WORK = """
 import hashlib, sys, torch, lowrank_swift as lrs
-from lowrank_swift import Factors
+from lowrank_swift import Factors, _native
 
 def arrays(seed, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
@@ -30,6 +30,9 @@ def arrays(seed, dtype=torch.float32):
         gradients = lrs.adapter_backward(out, x, h, factors)
         merged = lrs.merge_(residual.clone(), factors)
         results += [residual, factors.up, factors.down, h, out, *gradients, merged]
+    if dtype is torch.float32:
+        results.append(torch.empty(180, 300))
+        _native.base_product(x, weight, None, results[-1])
     return [r for r in [*results, *lrs.svd(weight, 24)[:3], *lrs.qr(weight, 24), *lrs.ldu(weight, 24)] if r is not None]
 
 def digest(seed, dtype=torch.float32):

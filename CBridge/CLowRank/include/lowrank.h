@@ -44,14 +44,15 @@ enum {
 
 /// Version of this interface: major changes with a layout or a meaning, minor with an addition.
 #define LR_ABI_VERSION_MAJOR 0
-#define LR_ABI_VERSION_MINOR 2
+#define LR_ABI_VERSION_MINOR 3
 int32_t lr_abi_version_major(void);
 int32_t lr_abi_version_minor(void);
 
 /// Text of the last failure on this thread; "" before the first. Valid until the thread's next failure.
 const char *lr_last_error_message(void);
 
-/// JSON object: release or debug build, instruction set in use and those of the CPU, BLAS build string and core, threads and the team they are of.
+/// JSON object: release or debug build, vendor of the CPU, instruction set in use and those of the CPU, BLAS build string and
+/// core, threads and the team they are of.
 /// Valid until this thread's next call of this function.
 const char *lr_config(void);
 
@@ -156,6 +157,12 @@ lr_status_t lr_effective_up(const DLTensor *up, const DLTensor *core, const DLTe
 /// computed), out_core = B^T grad (its diagonal for a diagonal core). An output that is NULL is not computed.
 lr_status_t lr_effective_up_backward(const DLTensor *grad, const DLTensor *up, const DLTensor *core,
                                      int64_t frozen_columns, DLTensor *out_up, DLTensor *out_core);
+
+/// out = x W^T, plus `bias` [m] in every row unless it is NULL: the product of a frozen layer, by OpenBLAS. x [T, n],
+/// weight W [m, n], out [T, m], all float32 (else UNSUPPORTED_DTYPE); T, m and n may be 0. `weight` transposed gives the
+/// gradient of x: g W. One-threaded calls of sgemm compute slices of `out`, which are cut by its shape and the machine's
+/// processors; this library's threads share them.
+lr_status_t lr_base_product(const DLTensor *x, const DLTensor *weight, const DLTensor *bias, DLTensor *out);
 
 /// W += scale * B C A. Before any write: NON_FINITE where a factor holds a NaN or an infinity, NUMERICAL_FAILURE where a
 /// finite entry of W would leave the range of its dtype. Entries of W that are not finite stay so.

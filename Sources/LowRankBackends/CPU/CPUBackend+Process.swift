@@ -1,5 +1,6 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CLAPACK
+import CPUFeatures
 import LowRankCore
 
 extension CPUBackend {
@@ -26,6 +27,7 @@ extension CPUBackend {
         let kernelNames = KernelTable.available.map { quoted($0.name) }.joined(separator: ", ")
         return [
             ("build", quoted(build)),
+            ("cpu_vendor", quoted(String(cString: cpu_vendor()))),
             ("instruction_set", quoted(KernelTable.current.name)),
             ("instruction_sets", "[\(kernelNames)]"),
             ("blas", quoted(String(cString: openblas_get_config()))),

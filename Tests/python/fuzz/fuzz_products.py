@@ -1,5 +1,5 @@
 # Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
-"""Random calls of the forward, the backward and the effective up-projection."""
+"""Random calls of the forward, the backward, the effective up-projection and the base's product."""
 
 from __future__ import annotations
 
@@ -235,3 +235,25 @@ def native_effective_up_backward(draw: Draw) -> Call:
         check,
         outputs=frozenset(["out_up", "out_core"]),
     )
+
+
+def native_base_product(draw: Draw) -> Call:
+    single = (torch.float32,)
+    tokens, rows, columns = side(draw, 0), side(draw), side(draw)
+    arguments = {
+        "x": tensor(draw, (tokens, columns), single),
+        "weight": tensor(draw, (rows, columns), single),
+        "bias": tensor(draw, (rows,), single) if choose(draw, (False, True)) else None,
+        "out": tensor(draw, (tokens, rows), single),
+    }
+
+    def check(old: Arguments, new: Arguments, result: Any) -> None:
+        operands = [new["x"], new["weight"], new["bias"]]
+        if not is_tame(*operands):
+            return
+        x, weight = float64(new["x"]), float64(new["weight"])
+        row = np.zeros(weight.shape[0]) if new["bias"] is None else float64(new["bias"])
+        bias = np.broadcast_to(row, (x.shape[0], weight.shape[0]))
+        check_sum(new["out"], bias, x @ weight.T, _norm(x, weight), operands, "x W^T + bias")
+
+    return Call(lambda **a: _native.base_product(*a.values()), arguments, check, outputs=frozenset(["out"]))
