@@ -46,7 +46,7 @@ def test_every_row_runs_and_is_recorded(tmp_path: Path) -> None:
     names = {line.row.partition(",")[0] for line in lines}
     assert names == {
         *("olora_", "olora_ memory", "olora", "loldu", "loldu_", "Q^T W", "svd", "pissa"),
-        *("overhead", "kept", "model", "olora_ by rank", "olora_ by size", "freezing", "wrapping"),
+        *("overhead", "step", "kept", "model", "olora_ by rank", "olora_ by size", "freezing", "wrapping"),
     }
     assert all(line.row in output for line in lines)
     assert all(math.isfinite(line.ours) and math.isfinite(line.theirs) for line in lines)

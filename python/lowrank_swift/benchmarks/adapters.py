@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -93,7 +92,7 @@ def clear(model: nn.Module, x: Tensor) -> None:
 
 def _our_layers(weight: Tensor, rank: int) -> dict[str, nn.Module]:
     layers = {name: adapted(weight, method, rank, base, **options) for name, method, base, options, _ in OUR_LAYERS}
-    if weight.dtype == torch.float32 and "base_product" in inspect.signature(adapt).parameters:
+    if weight.dtype == torch.float32:
         layers[OPENBLAS] = adapted(weight, OLoRA, rank, "residual", base_product="openblas")
     return layers
 

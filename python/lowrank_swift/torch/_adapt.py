@@ -11,6 +11,7 @@ from lowrank_swift import Factors, _native
 from lowrank_swift._progress import progress_bar
 
 from ._adapter import make_adapter
+from ._base_product import BaseProduct, check_base_product
 from ._errors import errors_naming
 from ._install import install
 from ._layer import adapted_layers
@@ -26,6 +27,7 @@ def adapt(
     *,
     targets: Sequence[str],
     base: str = "intact",
+    base_product: BaseProduct = "torch",
     name: str = "default",
     progress: bool | None = None,
 ) -> nn.Module:
@@ -54,6 +56,11 @@ def adapt(
             padding row stays as it is), ``torch.nn.Conv2d`` of one group, or ``Conv1D`` of transformers.
         base (str): "intact" leaves the base weights untouched, bit for bit. "residual" subtracts the start from them:
             W - s B C A, with the factors as stored.
+        base_product (str): who computes the frozen product ``x W^T`` and its gradient ``g W``: "torch"; "openblas" on
+            this package's threads, for ``torch.nn.Linear`` with float32 weight and input on the CPU and without
+            autocast, torch for all else; or "auto": OpenBLAS where a fixed table of CPUs and shapes expects it to be
+            faster. A merged or disabled layer computes with torch. How, not what: outputs agree to rounding, and
+            :func:`save_adapter` does not save it. A layer that has adapters takes on the choice made last.
         name (str): the adapter's name; a layer can hold several, if all are "intact".
         progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
 
@@ -64,7 +71,7 @@ def adapt(
         TypeError: if an argument or a weight's dtype has the wrong type.
         ValueError: if a target names nothing or a module of another type; a convolution has groups, or an embedding a
             ``max_norm``; a rank is missing or does not fit; a weight is not finite, not materialised or (for
-            "residual") shared; the name is taken; a layer is merged.
+            "residual") shared; the name is taken; a layer is merged; no layer can have its product from OpenBLAS.
         LinAlgError: if a factorisation fails, or a factor or residual does not fit the base's dtype.
 
     Example:
@@ -81,6 +88,7 @@ def adapt(
         check_site(site, name, intact)
         with errors_naming(site.name):
             _native.check_weight(site.matrix, rank)
+    check_base_product(base_product, sites)
     if not intact:
         check_unshared(model, sites)
 
@@ -93,7 +101,7 @@ def adapt(
             adapter.options = method.options()
             adapters.append(adapter)
             advance()
-    install(model, sites, adapters, name)
+    install(model, sites, adapters, name, base_product)
     return model
 
 

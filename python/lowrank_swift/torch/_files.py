@@ -18,6 +18,7 @@ from lowrank_swift._atomic import replacing_files
 from lowrank_swift._progress import progress_bar
 
 from ._adapter import Adapter, make_adapter
+from ._base_product import BaseProduct, check_base_product
 from ._errors import errors_naming
 from ._format import CONFIG_FILE, FORMAT_VERSION, TENSORS_FILE, AdapterRecord, LayerRecord, tensor_key
 from ._install import install
@@ -63,7 +64,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, name: str 
 
 
 def load_adapter(
-    model: nn.Module, folder: str | os.PathLike[str], *, name: str | None = None, progress: bool | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    base_product: BaseProduct = "torch",
+    name: str | None = None,
+    progress: bool | None = None,
 ) -> nn.Module:
     """Put a saved adapter into a model, as :func:`adapt` puts a new one.
 
@@ -74,6 +80,7 @@ def load_adapter(
         model (torch.nn.Module): the pretrained model, or one with other adapters. Modified; unchanged after an error,
             as :func:`adapt` leaves it.
         folder (str | os.PathLike): what :func:`save_adapter` wrote.
+        base_product (str): "torch", "openblas" or "auto", as :func:`adapt` takes it.
         name (str | None): the adapter's name in the model; None means the saved one.
         progress (bool | None): a bar on stderr: always, never, or (None) on a terminal if it takes over a second.
 
@@ -98,6 +105,7 @@ def load_adapter(
         check_site(site, name, layer.base == "intact")
         with errors_naming(site.name):
             _check_fit(site, layer)
+    check_base_product(base_product, sites)
     check_unshared(model, [site for site in sites if record.layers[site.name].base == "residual"])
     adapters, unread = [], set[str]()
     with _opened(Path(folder) / TENSORS_FILE) as file, progress_bar("Loading", len(sites), progress) as advance:
@@ -118,7 +126,7 @@ def load_adapter(
             advance()
         for key in sorted(unread):
             raise ValueError(f"expected only the tensors of the adapter, got {key!r}")
-    install(model, sites, adapters, name)
+    install(model, sites, adapters, name, base_product)
     return model
 
 

@@ -11,6 +11,7 @@ import lowrank_swift as lrs
 from lowrank_swift import Factors
 
 from ._adapter import Adapter
+from ._base_product import BaseProduct, with_base_product
 from ._errors import errors_naming
 from ._layer import AdaptedLayer, adapted_layers
 from ._sums import surely_fits
@@ -19,7 +20,9 @@ from ._targets import Site
 __all__ = ["install"]
 
 
-def install(model: nn.Module, sites: Sequence[Site], adapters: Sequence[Adapter], name: str) -> None:
+def install(
+    model: nn.Module, sites: Sequence[Site], adapters: Sequence[Adapter], name: str, base_product: BaseProduct
+) -> None:
     """Subtract the starts of adapters in residual form, freeze what the model had, and put adapted layers in place.
 
     The sites are checked. If an interrupt or a lack of memory stops the subtraction, what was subtracted is added
@@ -40,6 +43,7 @@ def install(model: nn.Module, sites: Sequence[Site], adapters: Sequence[Adapter]
             parameter.requires_grad_(False)
     for site, adapter in zip(sites, adapters, strict=True):
         layer = site.module if isinstance(site.module, AdaptedLayer) else AdaptedLayer(site.layer)
+        layer.layer_type = with_base_product(layer.layer_type, site.weight, base_product)
         layer.adapters[name] = adapter.train(layer.training)
         setattr(site.parent, site.attribute, layer)
 

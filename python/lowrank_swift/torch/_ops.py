@@ -14,7 +14,7 @@ from lowrank_swift import _native
 
 from ._precision import working_dtype
 
-__all__ = ["adapter_backward_", "adapter_forward_", "effective_up", "effective_up_backward_"]
+__all__ = ["adapter_backward_", "adapter_forward_", "base_product_", "effective_up", "effective_up_backward_"]
 
 _library = torch.library.Library("lowrank_swift", "DEF")  # type: ignore[no-untyped-call]
 
@@ -88,6 +88,10 @@ def _effective_up_backward(
     _native.effective_up_backward(_exported(grad), _exported(up), _exported(core), frozen, grad_up, grad_core)
 
 
+def _base_product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    _native.base_product(_exported(x), _exported(weight), _exported(bias), out)
+
+
 for _schema, _kernel in (
     (
         "adapter_forward_(Tensor x, Tensor? down, Tensor? core, Tensor up, float scale, Tensor(a!) out,"
@@ -106,6 +110,7 @@ for _schema, _kernel in (
         " Tensor(b!)? grad_core) -> ()",
         _effective_up_backward,
     ),
+    ("base_product_(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()", _base_product),
 ):
     _name = _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     _library.impl(_name, _kernel, "CPU")  # type: ignore[no-untyped-call]
@@ -121,6 +126,9 @@ adapter_backward_ = torch.ops.lowrank_swift.adapter_backward_.default
 
 #: Gradients of `effective_up`. What is None is not computed.
 effective_up_backward_ = torch.ops.lowrank_swift.effective_up_backward_.default
+
+#: out = x weight^T + bias for 2-D float32 tensors, by OpenBLAS.
+base_product_ = torch.ops.lowrank_swift.base_product_.default
 
 
 def effective_up(up: Tensor, core: Tensor | None, start: Tensor | None) -> Tensor:
