@@ -75,18 +75,29 @@ public struct UpProjection {
     func writeGradients(
         _ g: MatrixView, h: MatrixView?, into gradients: Gradients, on backend: some Backend
     ) throws(LowRankError) -> MatrixView? {
-        if let dUp = gradients.up, let h {
-            let between = try core.transposeApplied(toRightOf: h, on: backend)
-            let trained = gradients.frozenColumns..<rank
-            backend.clear(dUp[columns: 0..<gradients.frozenColumns])
-            try backend.multiply(
-                alpha: scale, g.transposed, between[columns: trained], beta: 0, into: dUp[columns: trained])
+        let needsP = gradients.core != nil || gradients.down != nil || gradients.x != nil
+        let p = try needsP ? makeProduct(g, on: backend) : nil
+        let trained = gradients.frozenColumns..<rank
+        if let dUp = gradients.up { backend.clear(dUp[columns: 0..<gradients.frozenColumns]) }
+        if let dUp = gradients.up?[columns: trained], let h, !trained.isEmpty {
+            let between = try core.transposeApplied(toRightOf: h, on: backend)[columns: trained]
+            if let p {
+                try backend.multiplyPair(g, up, into: p.view, alpha: scale, between, into: dUp)
+            } else {
+                try backend.multiply(alpha: scale, g.transposed, between, beta: 0, into: dUp)
+            }
+        } else if let p {
+            try backend.multiply(alpha: 1, g, up, beta: 0, into: p.view)
         }
-        if gradients.core == nil && gradients.down == nil && gradients.x == nil { return nil }
-        let p = try backend.product(g, up)
+        guard let p else { return nil }
         if let dCore = gradients.core, let h { try writeCoreGradient(p.view, h: h, to: dCore, on: backend) }
         if gradients.down == nil && gradients.x == nil { return nil }
         return try core.applied(toRightOf: p.view, on: backend)
+    }
+
+    /// Memory for g B.
+    private func makeProduct(_ g: MatrixView, on backend: some Backend) throws(LowRankError) -> Matrix {
+        try backend.makeMatrix(rows: g.rows, columns: rank, type: backend.computeType(g, up), order: .rowMajor)
     }
 
     private func writeCoreGradient(

@@ -60,6 +60,11 @@ public protocol Backend: Sendable {
         alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError)
 
+    /// `p = g b` and `d = alpha gᵀ h`, the two products of a backward that share g.
+    func multiplyPair(
+        _ g: MatrixView, _ b: MatrixView, into p: MatrixView, alpha: Double, _ h: MatrixView, into d: MatrixView
+    ) throws(LowRankError)
+
     // MARK: Factorisations of column-major panels of float32 or float64
 
     /// Householder QR with LAPACK's signs: `panel` [m, r], m >= r, becomes Q; `triangle` [r, r] receives R with exact
@@ -90,6 +95,14 @@ extension Backend {
     /// `target = source`, converted to the target's type.
     public func copy(_ source: MatrixView, to target: MatrixView) throws(LowRankError) {
         try copy(source, rowFactors: nil, columnFactors: nil, to: target)
+    }
+
+    /// Reads g twice, which a backend with a cache to keep it in can do better.
+    public func multiplyPair(
+        _ g: MatrixView, _ b: MatrixView, into p: MatrixView, alpha: Double, _ h: MatrixView, into d: MatrixView
+    ) throws(LowRankError) {
+        try multiply(alpha: 1, g, b, beta: 0, into: p)
+        try multiply(alpha: alpha, g.transposed, h, beta: 0, into: d)
     }
 
     /// `a b` as a new matrix of the compute type.

@@ -14,7 +14,13 @@ func copyScaled<C: ComputeScalar>(
         for i in 0..<rows {
             let from = source.assumingMemoryBound(to: S.self) + i &* sourceRow
             let to = target.assumingMemoryBound(to: D.self) + i &* targetRow
-            if !(beta == .zero) {
+            if !(beta == .zero) && unit && rowFactors == nil && columnFactors == nil {
+                for j in 0..<columns {
+                    let value: C = from[j].loaded()
+                    let old: C = to[j].loaded()
+                    to[j] = .stored(value + beta * old)
+                }
+            } else if !(beta == .zero) {
                 let factor: C = if let rowFactors { rowFactors[i] } else { .one }
                 for j in 0..<columns {
                     let other: C = if let columnFactors { columnFactors[j] } else { .one }
