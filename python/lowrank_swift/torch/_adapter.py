@@ -39,6 +39,11 @@ class Term(NamedTuple):
     start: Tensor | None = None
     frozen_columns: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All but the scale, in this order."""
+        return self[1:]  # type: ignore[return-value]
+
     @torch.no_grad()
     def factors(self, dtype: torch.dtype | None = None) -> Factors:
         """Return the summand as detached factors, of a dtype or of their own; a start is taken off in ``up``."""

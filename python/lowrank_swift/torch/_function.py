@@ -6,6 +6,7 @@ Letters as everywhere: x input, W weight, down A [r, n], core C [r] or [r, r] or
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -42,21 +43,19 @@ def _output(
         weight,
         bias,
         layer,
-        tuple(term.scale for term in terms),
-        *(tensor for term in terms for tensor in _tensors(term)),
+        tuple([term.scale for term in terms]),
+        *[tensor for term in terms for tensor in term.tensors],
     )
-    # Where no gradient is asked for, Dynamo traces `apply` of variadic arguments with one too many.
-    call = function.forward if torch.compiler.is_compiling() and not _needs_grad(arguments) else function.apply
+    # The transforms of torch.func have gradients of their own, and what they can't do is for `apply` to refuse. Without a
+    # gradient `apply` is time lost, and Dynamo traces it of variadic arguments with one too many.
+    is_transformed = torch._C._are_functorch_transforms_active()
+    call = function.apply if is_transformed or _needs_grad(arguments) else function.forward
     out: Tensor = call(*arguments)[0]
     return out
 
 
 def _needs_grad(arguments: Sequence[Any]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
-
-
-def _tensors(term: Term) -> _TermTensors:
-    return _TermTensors(term.down, term.core, term.up, term.start, term.frozen_columns)
 
 
 class _TermTensors(NamedTuple):
@@ -82,14 +81,8 @@ class _AdaptedFunction(torch.autograd.Function):
     """What a layer computes plus the terms. Keeps h for the backward, and x only where a ``down`` trains."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        layer: LayerType,
-        scales: tuple[float, ...],
-        *flat: Tensor | None,
-    ) -> tuple[Tensor, ...]:
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        x, weight, bias, layer, scales, *flat = arguments
         return _with_terms(layer.operate(x, weight, bias), x, layer, scales, flat)
 
     @staticmethod
@@ -116,9 +109,8 @@ class _TermsFunction(_AdaptedFunction):
     """The terms alone; in place of a weight it takes a tensor like its output."""
 
     @staticmethod
-    def forward(
-        x: Tensor, like: Tensor, _: Tensor | None, layer: LayerType, scales: tuple[float, ...], *flat: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        x, like, _, layer, scales, *flat = arguments
         return _with_terms(torch.zeros_like(like), x, layer, scales, flat)
 
     @staticmethod
@@ -184,6 +176,11 @@ class _BackwardFunction(torch.autograd.Function):
     @staticmethod
     def vmap(*_: Any) -> None:
         raise _no_vmap()
+
+
+for _function in (_AdaptedFunction, _TermsFunction, _BackwardFunction):
+    # `apply` asks for the signature in every call, and making it takes as long as a small layer's whole forward.
+    _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
 
 
 def _no_vmap() -> RuntimeError:

@@ -44,11 +44,11 @@ class Linear(LayerType):
     def prepare(self, x: Tensor) -> Tensor:
         """Return an input ``(..., in)`` as a matrix."""
         self._check(x)
-        return x.reshape(-1, self.in_features)
+        return x if x.dim() == 2 else x.reshape(-1, self.in_features)
 
     def finish(self, out: Tensor, x: Tensor) -> Tensor:
         """Return an output with the leading dimensions of its input."""
-        return out.view(*x.shape[:-1], out.shape[-1])
+        return out if x.dim() == 2 else out.view(*x.shape[:-1], out.shape[-1])
 
     def unfinish(self, out: Tensor, x: Tensor) -> Tensor:
         """Return an output as a matrix."""
