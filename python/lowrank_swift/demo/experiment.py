@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import statistics
 import time
@@ -66,6 +67,7 @@ def run_demo(settings: Settings, console: Console, command: list[str]) -> Result
             for key in settings.methods:
                 run = _run(METHODS[key], ranks[key], pretrained, task, progress)
                 runs[key].append(run)
+                gc.collect()  # wrapped encoders hold themselves in cycles, and each is as large as the model
                 if progress.disable:
                     console.print(f"{METHODS[key].label}, seed {seed}: {sum(run.step_seconds):.0f} s", highlight=False)
     results = Results(settings, source, corpus, split, ranks, runs, command)
