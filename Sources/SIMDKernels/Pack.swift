@@ -128,6 +128,9 @@ private func four<S: StorageScalar, C: ComputeScalar>(_ source: UnsafePointer<S>
 
 extension ComputeScalar where Self: SIMDScalar {
     @inline(__always)
+    static func read(_ source: UnsafePointer<Self>) -> Four { (source[0], source[1], source[2], source[3]) }
+
+    @inline(__always)
     static func write(_ four: Four, to target: UnsafeMutablePointer<Self>) {
         UnsafeMutableRawPointer(target).storeBytes(of: SIMD4(four.0, four.1, four.2, four.3), as: SIMD4<Self>.self)
     }

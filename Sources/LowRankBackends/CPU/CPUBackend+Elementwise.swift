@@ -35,16 +35,22 @@ extension CPUBackend {
         let columnLine = try columnFactors.map { (view) throws(LowRankError) in try line(view, type: type) }
         defer { free(columnLine) }
 
-        let blockRows = 64
-        let blocks = (source.rows + blockRows - 1) / blockRows
+        // Blocks of some lines and of a part of their length, so that few long lines are work for several threads, too.
+        let (blockRows, blockColumns) = (64, 1024)
+        let rowBlocks = (source.rows + blockRows - 1) / blockRows
+        let columnBlocks = (source.columns + blockColumns - 1) / blockColumns
         let isSmall = source.rows * source.columns < 1 << 15
-        // A source that lies across the target's lines is read by cache lines: each serves the next lines, too.
-        let chunk = source.columnStride == 1 ? source.columns : 16
-        parallelFor(blocks, threads: isSmall ? 1 : threads) { block, _ in
-            let first = block * blockRows
+        // A source that lies across the target's lines is read by cache lines: each serves the next lines, too. The plain
+        // copy of such a one sees to that itself.
+        let isPlain = rowFactors == nil && columnFactors == nil && beta == 0
+        let chunk = source.columnStride == 1 || (isPlain && source.rowStride == 1) ? blockColumns : 16
+        parallelFor(rowBlocks * columnBlocks, threads: isSmall ? 1 : threads) { block, _ in
+            let first = block / columnBlocks * blockRows
+            let left = block % columnBlocks * blockColumns
             let rows = first..<min(first + blockRows, source.rows)
-            for start in stride(from: 0, to: source.columns, by: chunk) {
-                let columns = start..<min(start + chunk, source.columns)
+            let right = min(left + blockColumns, source.columns)
+            for start in stride(from: left, to: right, by: chunk) {
+                let columns = start..<min(start + chunk, right)
                 let (from, to) = (source[rows, columns], target[rows, columns])
                 if inFloat64 {
                     kernels.copyScaledFloat64(
@@ -79,22 +85,54 @@ extension CPUBackend {
     public func gatherRows(
         _ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView
     ) throws(LowRankError) {
-        for (i, index) in indices.enumerated() {
-            try copy(source[rows: index..<(index + 1)], to: target[rows: i..<(i + 1)])
+        precondition(source.columns == target.columns && indices.count == target.rows, "shapes of a gathering copy")
+        if target.isEmpty { return }
+        let isSmall = target.rows * target.columns < 1 << 15
+        parallelFor(target.rows, threads: isSmall ? 1 : threads) { row, _ in
+            let index = indices[indices.startIndex + row]
+            copyPlain(source[rows: index..<(index + 1)], to: target[rows: row..<(row + 1)])
         }
     }
 
     public func scatterRows(
         _ source: MatrixView, to indices: [Int], of target: MatrixView
     ) throws(LowRankError) {
-        var source = source
-        if source.columnStride != 1 {
-            let lines = try makeMatrix(rows: source.rows, columns: source.columns, type: source.type, order: .rowMajor)
-            try copy(source, to: lines.view)
-            source = lines.view
+        precondition(source.columns == target.columns && indices.count == source.rows, "shapes of a scattering copy")
+        if source.isEmpty { return }
+        // Lines that lie across the memory are turned over some at a time, in memory that stays in the cache.
+        let blockRows = 32
+        let blocks = (source.rows + blockRows - 1) / blockRows
+        let workers = source.rows * source.columns < 1 << 15 ? 1 : min(threads, blocks)
+        let isAcross = source.columnStride != 1
+        let lineBytes = source.columns * source.type.size
+        let workspace = try allocate(bytes: isAcross ? workers * blockRows * lineBytes : 0)
+        defer { free(workspace) }
+        parallelFor(blocks, threads: workers) { block, worker in
+            let first = block * blockRows
+            var lines = source[rows: first..<min(first + blockRows, source.rows)]
+            if isAcross {
+                let turned = MatrixView(
+                    address: workspace + worker * blockRows * lineBytes, type: source.type, rows: lines.rows,
+                    columns: lines.columns, rowStride: lines.columns, columnStride: 1)
+                copyPlain(lines, to: turned)
+                lines = turned
+            }
+            for i in 0..<lines.rows {
+                copyPlain(lines[rows: i..<(i + 1)], to: target[rows: indices[first + i]..<(indices[first + i] + 1)])
+            }
         }
-        for (i, index) in indices.enumerated() {
-            try copy(source[rows: i..<(i + 1)], to: target[rows: index..<(index + 1)])
+    }
+
+    /// `target = source` for a part of a matrix, on this thread.
+    private func copyPlain(_ source: MatrixView, to target: MatrixView) {
+        if source.type == .float64 || target.type == .float64 {
+            kernels.copyScaledFloat64(
+                source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride,
+                nil, nil, 0, target.address, target.type.rawValue, target.rowStride, target.columnStride)
+        } else {
+            kernels.copyScaledFloat32(
+                source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride,
+                nil, nil, 0, target.address, target.type.rawValue, target.rowStride, target.columnStride)
         }
     }
 
