@@ -8,28 +8,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-void sgeqrf_(const int32_t *m, const int32_t *n, float *a, const int32_t *lda, float *tau, float *work,
-             const int32_t *lwork, int32_t *info);
-void dgeqrf_(const int32_t *m, const int32_t *n, double *a, const int32_t *lda, double *tau, double *work,
-             const int32_t *lwork, int32_t *info);
-void sorgqr_(const int32_t *m, const int32_t *n, const int32_t *k, float *a, const int32_t *lda, const float *tau,
-             float *work, const int32_t *lwork, int32_t *info);
-void dorgqr_(const int32_t *m, const int32_t *n, const int32_t *k, double *a, const int32_t *lda, const double *tau,
-             double *work, const int32_t *lwork, int32_t *info);
-
-void sgetrf_(const int32_t *m, const int32_t *n, float *a, const int32_t *lda, int32_t *ipiv, int32_t *info);
-void dgetrf_(const int32_t *m, const int32_t *n, double *a, const int32_t *lda, int32_t *ipiv, int32_t *info);
-
 void sgemm_(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
             const float *alpha, const float *a, const int32_t *lda, const float *b, const int32_t *ldb,
             const float *beta, float *c, const int32_t *ldc, size_t transa_length, size_t transb_length);
-
-void strsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int32_t *m,
-            const int32_t *n, const float *alpha, const float *a, const int32_t *lda, float *b, const int32_t *ldb,
-            size_t side_length, size_t uplo_length, size_t transa_length, size_t diag_length);
-void dtrsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int32_t *m,
-            const int32_t *n, const double *alpha, const double *a, const int32_t *lda, double *b, const int32_t *ldb,
-            size_t side_length, size_t uplo_length, size_t transa_length, size_t diag_length);
 
 void sgesdd_(const char *jobz, const int32_t *m, const int32_t *n, float *a, const int32_t *lda, float *s, float *u,
              const int32_t *ldu, float *vt, const int32_t *ldvt, float *work, const int32_t *lwork, int32_t *iwork,

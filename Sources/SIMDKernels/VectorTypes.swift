@@ -20,6 +20,8 @@ protocol ComputeVector: BitwiseCopyable, StripWidth {
     init(repeating value: Element)
     static func + (a: Self, b: Self) -> Self
     static func * (a: Self, b: Self) -> Self
+    static func / (a: Self, b: Self) -> Self
+    func sumOfLanes() -> Element
     /// `self + a * b`, fused where the instruction set has it.
     func accumulating(_ a: Self, _ b: Self) -> Self
     /// Reads and writes at any address. Part of the protocol, because the standard library's generic forms would leave
@@ -30,6 +32,7 @@ protocol ComputeVector: BitwiseCopyable, StripWidth {
 
 extension FloatVector: ComputeVector {
     typealias Element = Float
+    @inline(__always) func sumOfLanes() -> Float { self.sum() }
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
     @inline(__always) static func read(_ address: UnsafeRawPointer) -> FloatVector {
@@ -42,6 +45,7 @@ extension FloatVector: ComputeVector {
 
 extension DoubleVector: ComputeVector {
     typealias Element = Double
+    @inline(__always) func sumOfLanes() -> Double { self.sum() }
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
     @inline(__always) static func read(_ address: UnsafeRawPointer) -> DoubleVector {

@@ -16,56 +16,6 @@ import Testing
         return result
     }
 
-    @Test(arguments: types, [(1, 1), (5, 1), (7, 3), (40, 40), (200, 33)])
-    func qr(type: ScalarType, shape: (m: Int, r: Int)) throws {
-        let (m, r) = shape
-        let panel = try matrix(.gaussian(m, r, seed: 1), type)
-        let start = panel.values
-        let triangle = TestMatrix(undefined: r, r, type, .paddedRows)
-        try backend.factorQR(panel, triangle: triangle.view)
-        let (q, upper) = (panel.values, triangle.values)
-        let label = "\(type) \(m)x\(r) seed 1"
-        expectSmall((q * upper - start).norm, size: m, norm: start.norm, type, within: .qr, label)
-        expectSmall((q.transposed * q - .identity(r)).norm, size: m, norm: 1, type, within: .qr, "\(label), Q'Q")
-        for i in 0..<r {
-            for j in 0..<i { #expect(upper[i, j] == 0, "\(label): R[\(i), \(j)]") }
-        }
-        expectIntactGuard(triangle, label: label)
-    }
-
-    @Test(arguments: types, [(1, 1), (5, 1), (7, 3), (40, 40), (200, 33)])
-    func luAndSolve(type: ScalarType, shape: (m: Int, r: Int)) throws {
-        let (m, r) = shape
-        let panel = try matrix(.gaussian(m, r, seed: 2), type)
-        let start = panel.values
-        let permutation = try backend.factorLU(panel)
-        #expect(permutation.sorted() == Array(0..<m))
-        let both = panel.values
-        let lower = RealMatrix(m, r) { $0 == $1 ? 1 : $0 > $1 ? both[$0, $1] : 0 }
-        let upper = RealMatrix(r, r) { $0 <= $1 ? both[$0, $1] : 0 }
-        let label = "\(type) \(m)x\(r) seed 2"
-        #expect(lower.maxMagnitude <= 1)
-        expectSmall(
-            (lower * upper - start.gatheringRows(permutation)).norm, size: m, norm: lower.norm * upper.norm, type,
-            within: .ldu, label)
-
-        let right = try matrix(.gaussian(r, 9, seed: 3), type, .rowMajor)
-        let b = right.values
-        try backend.solveUnitLower(panel, right)
-        let x = right.values
-        let leading = lower.rows(0..<r)
-        expectSmall((leading * x - b).norm, size: r, norm: leading.norm * x.norm, type, within: .ldu, "\(label), solve")
-    }
-
-    @Test(arguments: types)
-    func luOfSingularPanelsHasZeroPivots(type: ScalarType) throws {
-        let panel = try matrix(RealMatrix(5, 3) { i, j in j == 1 ? 0 : Double((i + 1) * (j + 1)) }, type)
-        let permutation = try backend.factorLU(panel)
-        #expect(permutation.sorted() == Array(0..<5))
-        #expect(panel.values[1, 1] == 0)
-        #expect(panel.values.values.allSatisfy { $0.isFinite })
-    }
-
     @Test(arguments: types, [(1, 1), (5, 1), (1, 6), (30, 30), (60, 21), (21, 60)])
     func svd(type: ScalarType, shape: (m: Int, n: Int)) throws {
         let (m, n) = shape
@@ -103,11 +53,5 @@ import Testing
         // No larger one is missing.
         let all = try backend.factorSymmetric(matrix(lower, .float64), leading: n).values
         #expect(zip(values, all).allSatisfy { ($0 - $1).magnitude <= 50 * Double(n) * 0x1p-52 * symmetric.norm }, "\(label)")
-    }
-
-    @Test func solveOfNothing() throws {
-        let panel = try matrix(.gaussian(4, 2, seed: 5), .float32)
-        let right = try matrix(RealMatrix(2, 0, repeating: 0), .float32, .rowMajor)
-        try backend.solveUnitLower(panel, right)
     }
 }

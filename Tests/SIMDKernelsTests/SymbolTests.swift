@@ -35,7 +35,11 @@ import Testing
         let objects = SourceTree.files(under: "\(SourceTree.buildFolder)/\(module).build", ending: ".o")
         let symbols = objects.flatMap { SourceTree.output(of: "nm --defined-only '\($0)'") ?? [] }
         #if arch(x86_64)
-            for kernel in ["multiplyFloat32", "multiplyFloat64", "copyScaledFloat32", "maxMagnitude", "columnDots"] {
+            let kernels = [
+                "multiplyFloat32", "multiplyFloat64", "copyScaledFloat32", "maxMagnitude", "columnDots", "factorLU", "factorQR",
+                "formQ", "solveUnitLower",
+            ]
+            for kernel in kernels {
                 #expect(
                     symbols.contains { $0.contains(" T ") && $0.contains(module) && $0.contains(kernel) }, "\(kernel)")
             }

@@ -28,6 +28,20 @@ package struct KernelTable: Sendable {
         _ rows: Int, _ columns: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
         _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ sums: UnsafeMutablePointer<Double>
     ) -> Void
+    /// LU of a column-major panel of float32 or float64.
+    package typealias FactorLU = @Sendable (
+        _ type: Int32, _ rows: Int, _ columns: Int, _ panel: UnsafeMutableRawPointer, _ line: Int,
+        _ pivots: UnsafeMutablePointer<Int>, _ workspace: UnsafeMutableRawPointer
+    ) -> Void
+    /// A step of the QR of such a panel.
+    package typealias FactorQR = @Sendable (
+        _ type: Int32, _ rows: Int, _ columns: Int, _ panel: UnsafeMutableRawPointer, _ line: Int,
+        _ triangles: UnsafeMutableRawPointer, _ workspace: UnsafeMutableRawPointer
+    ) -> Void
+    package typealias SolveUnitLower = @Sendable (
+        _ type: Int32, _ rows: Int, _ columns: Int, _ panel: UnsafeRawPointer, _ line: Int,
+        _ right: UnsafeMutableRawPointer, _ rightLine: Int, _ workspace: UnsafeMutableRawPointer
+    ) -> Void
 
     /// The name by which LOWRANK_ISA asks for it.
     package let name: String
@@ -41,6 +55,14 @@ package struct KernelTable: Sendable {
     package var maxMagnitude: Reduce<Double>
     package var firstNonFinite: Reduce<Int>
     package var columnDots: ColumnDots
+    /// Columns of a panel that the kernels take at once.
+    package let panelColumns: Int
+    package var panelWorkspace: @Sendable (_ rows: Int) -> Int
+    package var factorLU: FactorLU
+    package var factorQR: FactorQR
+    package var formQ: FactorQR
+    package var solveWorkspace: @Sendable (_ rows: Int) -> Int
+    package var solveUnitLower: SolveUnitLower
 }
 
 extension KernelTable {
@@ -52,7 +74,10 @@ extension KernelTable {
         copyScaledFloat32: SIMDKernels.copyScaledReferenceFloat32,
         copyScaledFloat64: SIMDKernels.copyScaledReferenceFloat64,
         maxMagnitude: SIMDKernels.maxMagnitudeReference, firstNonFinite: SIMDKernels.firstNonFiniteReference,
-        columnDots: SIMDKernels.columnDotsReference)
+        columnDots: SIMDKernels.columnDotsReference,
+        panelColumns: SIMDKernels.panelColumns(), panelWorkspace: { _ in 0 }, factorLU: SIMDKernels.factorLUReference,
+        factorQR: SIMDKernels.factorQRReference, formQ: SIMDKernels.formQReference, solveWorkspace: { _ in 0 },
+        solveUnitLower: SIMDKernels.solveUnitLowerReference)
 
     /// What every CPU of the architecture runs.
     package static let baseline = KernelTable(
@@ -61,7 +86,10 @@ extension KernelTable {
         multiplyWorkspace: SIMDKernels.multiplyWorkspace,
         copyScaledFloat32: SIMDKernels.copyScaledFloat32, copyScaledFloat64: SIMDKernels.copyScaledFloat64,
         maxMagnitude: SIMDKernels.maxMagnitude, firstNonFinite: SIMDKernels.firstNonFinite,
-        columnDots: SIMDKernels.columnDots)
+        columnDots: SIMDKernels.columnDots,
+        panelColumns: SIMDKernels.panelColumns(), panelWorkspace: SIMDKernels.panelWorkspace,
+        factorLU: SIMDKernels.factorLU, factorQR: SIMDKernels.factorQR, formQ: SIMDKernels.formQ,
+        solveWorkspace: SIMDKernels.solveWorkspace, solveUnitLower: SIMDKernels.solveUnitLower)
 
     #if arch(x86_64)
         private static let avx2 = KernelTable(
@@ -70,7 +98,10 @@ extension KernelTable {
             multiplyWorkspace: SIMDKernelsAVX2.multiplyWorkspace,
             copyScaledFloat32: SIMDKernelsAVX2.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX2.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX2.maxMagnitude, firstNonFinite: SIMDKernelsAVX2.firstNonFinite,
-            columnDots: SIMDKernelsAVX2.columnDots)
+            columnDots: SIMDKernelsAVX2.columnDots,
+            panelColumns: SIMDKernelsAVX2.panelColumns(), panelWorkspace: SIMDKernelsAVX2.panelWorkspace,
+            factorLU: SIMDKernelsAVX2.factorLU, factorQR: SIMDKernelsAVX2.factorQR, formQ: SIMDKernelsAVX2.formQ,
+            solveWorkspace: SIMDKernelsAVX2.solveWorkspace, solveUnitLower: SIMDKernelsAVX2.solveUnitLower)
 
         private static let avx512 = KernelTable(
             name: "avx512", floatLanes: SIMDKernelsAVX512.floatLanes(),
@@ -78,7 +109,10 @@ extension KernelTable {
             multiplyWorkspace: SIMDKernelsAVX512.multiplyWorkspace,
             copyScaledFloat32: SIMDKernelsAVX512.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX512.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX512.maxMagnitude, firstNonFinite: SIMDKernelsAVX512.firstNonFinite,
-            columnDots: SIMDKernelsAVX512.columnDots)
+            columnDots: SIMDKernelsAVX512.columnDots,
+            panelColumns: SIMDKernelsAVX512.panelColumns(), panelWorkspace: SIMDKernelsAVX512.panelWorkspace,
+            factorLU: SIMDKernelsAVX512.factorLU, factorQR: SIMDKernelsAVX512.factorQR, formQ: SIMDKernelsAVX512.formQ,
+            solveWorkspace: SIMDKernelsAVX512.solveWorkspace, solveUnitLower: SIMDKernelsAVX512.solveUnitLower)
     #endif
 
     /// The tables that this CPU runs, the best one last.
