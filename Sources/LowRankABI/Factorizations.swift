@@ -37,7 +37,7 @@ public func lr_qr(
         try q.require(weight.view.rows, rank)
         try r.require(rank, weight.view.columns)
         try requireSeparate(outputs: [q, r], inputs: [weight])
-        let result = try TruncatedQR(of: weight.view, rank: rank, on: CPUBackend.shared)
+        let result = try TruncatedQR(of: weight.view, rank: rank, upperIn: r.view, on: CPUBackend.shared)
         try write(result.q.view, to: q)
         try write(result.r.view, to: r)
     }
@@ -59,7 +59,7 @@ public func lr_ldu(
         try d.require(1, rank)
         try u.require(rank, weight.view.columns)
         try requireSeparate(outputs: [l, d, u, permutation.tensor], inputs: [weight])
-        let result = try TruncatedLDU(of: weight.view, rank: rank, on: CPUBackend.shared)
+        let result = try TruncatedLDU(of: weight.view, rank: rank, upperIn: u.view, on: CPUBackend.shared)
         try write(result.lower.view, to: l)
         try write(result.diagonal.view.transposed, to: d)
         try write(result.upper.view, to: u)
@@ -95,6 +95,8 @@ public func lr_svd(
 
 /// Copies a result to the caller's memory, in the caller's type.
 private func write(_ source: MatrixView, to target: Tensor) throws(LowRankError) {
+    // A result that was computed in place is complete and was found finite.
+    if source.address == target.view.address { return }
     try CPUBackend.shared.copy(source, to: target.view)
     try requireFits(target)
 }

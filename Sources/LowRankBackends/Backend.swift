@@ -105,6 +105,19 @@ extension Backend {
         try multiply(alpha: alpha, g.transposed, h, beta: 0, into: d)
     }
 
+    /// A row-major matrix: in the memory of `target`, where that is one of this shape and type without gaps, else in new
+    /// memory. Whoever looks after `target` has to outlive the matrix.
+    package func makeMatrix(
+        rows: Int, columns: Int, type: ScalarType, reusing target: MatrixView?
+    ) throws(LowRankError) -> Matrix {
+        if let target, target.rows == rows, target.columns == columns, target.type == type, target.columnStride == 1,
+            target.rowStride == columns
+        {
+            return Matrix(adopting: target.address, rows: rows, columns: columns, type: type, order: .rowMajor) { _ in }
+        }
+        return try makeMatrix(rows: rows, columns: columns, type: type, order: .rowMajor)
+    }
+
     /// `a b` as a new matrix of the compute type.
     public func product(
         _ a: MatrixView, _ b: MatrixView, order: StorageOrder = .rowMajor

@@ -23,6 +23,7 @@ extension TruncatedLDU {
     /// - Parameters:
     ///   - weight: `[m, n]`, any type and strides. Read only.
     ///   - rank: `1...min(m, n)`.
+    ///   - target: Memory that U may lie in, which then has to outlive it; unspecified contents after an error.
     /// - Throws: ``LowRankError/invalidArgument(argument:expected:got:)`` for a rank out of range,
     ///   ``LowRankError/nonFinite(argument:row:column:)`` for a NaN or infinity in the leading columns or in a pivot row,
     ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow or a float64 pivot is subnormal,
@@ -32,11 +33,13 @@ extension TruncatedLDU {
     /// quotients by pivots and can be large.
     /// - Complexity: m rank² + n rank² operations; `rank (m + n)` entries of W are read; workspace (m + n) rank.
     /// Source: Golub, Van Loan, Matrix Computations, 3.4; the starting factors of LoLDU (Shi et al. 2024, arXiv 2410.13618).
-    public init(of weight: MatrixView, rank: Int, on backend: some Backend) throws(LowRankError) {
+    public init(
+        of weight: MatrixView, rank: Int, upperIn target: MatrixView? = nil, on backend: some Backend
+    ) throws(LowRankError) {
         try requireRank(rank, of: weight)
         let type = weight.type.computeType
         lower = try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor)
-        upper = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, order: .rowMajor)
+        upper = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, reusing: target)
         diagonal = try backend.makeMatrix(rows: rank, columns: 1, type: type, order: .columnMajor)
 
         let panel = weight[columns: 0..<rank]
@@ -44,7 +47,7 @@ extension TruncatedLDU {
         let largest = backend.maxMagnitude(of: lower.view)
         // An infinite pivot would divide its column to plausible zeros, so the panel is checked before it is factored.
         if !largest.isFinite { try requireFinite([panel], of: "ldu", on: backend, dependingOn: [(panel, nil)]) }
-        permutation = try Self.factor(panel, into: lower, on: backend)
+        permutation = try backend.factorLU(lower)
 
         var pivots = backend.values(of: lower.view.diagonal)
         let threshold = type.epsilon * largest
@@ -62,20 +65,6 @@ extension TruncatedLDU {
         let pivotRows = permutation[..<rank].sorted()
         let dependence: [(MatrixView, [Int]?)] = [(panel, nil)] + pivotRows.map { (weight[rows: $0..<($0 + 1)], [$0]) }
         try requireFinite([lower.view, upper.view, diagonal.view], of: "ldu", on: backend, dependingOn: dependence)
-    }
-
-    /// The LU of a finite panel in `lower`, which holds a copy of it.
-    private static func factor(
-        _ panel: MatrixView, into lower: Matrix, on backend: some Backend
-    ) throws(LowRankError) -> [Int] {
-        let permutation = try backend.factorLU(lower)
-        if lower.view.type == .float64 || backend.firstNonFinite(in: lower.view) == nil { return permutation }
-        // LAPACK multiplies by reciprocals, and that of a subnormal pivot overflows. In float64 no float32 is subnormal.
-        let wide = try backend.makeMatrix(rows: lower.rows, columns: lower.columns, type: .float64, order: .columnMajor)
-        try backend.copy(panel, to: wide.view)
-        let widePermutation = try backend.factorLU(wide)
-        try backend.copy(wide.view, to: lower.view)
-        return widePermutation
     }
 
     /// Exact zeros and ones where L and U have them.

@@ -19,6 +19,7 @@ extension TruncatedQR {
     /// - Parameters:
     ///   - weight: `[m, n]`, any type and strides. Read only.
     ///   - rank: `1...min(m, n)`.
+    ///   - target: Memory that R may lie in, which then has to outlive it; unspecified contents after an error.
     /// - Throws: ``LowRankError/invalidArgument(argument:expected:got:)`` for a rank out of range,
     ///   ``LowRankError/nonFinite(argument:row:column:)`` if W holds a NaN or infinity,
     ///   ``LowRankError/numericalFailure(operation:reason:)`` if finite entries overflow, `outOfMemory`.
@@ -27,11 +28,13 @@ extension TruncatedQR {
     /// Edge cases: a rank-deficient panel gives an orthonormal Q all the same and zeros on R's diagonal.
     /// - Complexity: 4 m rank² + 2 m n rank operations; W is read once; workspace (m + n) rank.
     /// Source: Golub, Van Loan, Matrix Computations, 5.2; the starting factors of OLoRA (Büyükakyüz 2024, arXiv 2406.01775).
-    public init(of weight: MatrixView, rank: Int, on backend: some Backend) throws(LowRankError) {
+    public init(
+        of weight: MatrixView, rank: Int, upperIn target: MatrixView? = nil, on backend: some Backend
+    ) throws(LowRankError) {
         try requireRank(rank, of: weight)
         let type = weight.type.computeType
         q = try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor)
-        r = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, order: .rowMajor)
+        r = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, reusing: target)
         try backend.copy(weight[columns: 0..<rank], to: q.view)
         try backend.factorQR(q, triangle: r.view[columns: 0..<rank])
         let rest = rank..<weight.columns

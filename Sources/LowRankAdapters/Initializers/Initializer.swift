@@ -28,16 +28,19 @@ public struct StartingFactors {
         case square(Matrix)
     }
 
-    /// B, `[m, r]`.
+    /// B, `[m, r]`, but for the order of its rows.
     public let up: Matrix
+    /// Row `i` of ``up`` is row `permutation[i]` of B; nil where the rows are in order.
+    public let permutation: [Int]?
     /// C.
     public let core: Core
     /// A, `[r, n]`.
     public let down: Matrix
 
     /// Takes matrices whose shapes chain.
-    public init(up: Matrix, core: Core, down: Matrix) {
+    public init(up: Matrix, permutation: [Int]? = nil, core: Core, down: Matrix) {
         self.up = up
+        self.permutation = permutation
         self.core = core
         self.down = down
     }
@@ -49,8 +52,11 @@ public protocol Initializer {
     static var name: String { get }
 
     /// The factors B, C and A of a weight, with nothing divided by `scale` unless the method says so.
+    ///
+    /// - Parameter target: Memory that A may lie in, which then has to outlive it; unspecified contents after an error.
     static func startingFactors(
-        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, on backend: some Backend
+        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
+        on backend: some Backend
     ) throws(LowRankError) -> StartingFactors
 }
 
@@ -81,8 +87,9 @@ extension Initializer {
         _ weight: MatrixView, rank: Int, into target: Factors, inPlace: Bool, options: InitializerOptions = .init(),
         on backend: some Backend
     ) throws(LowRankError) {
-        let start = try startingFactors(of: weight, rank: rank, scale: target.scale, options: options, on: backend)
-        try store(start.up, to: target.up, "up", on: backend)
+        let start = try startingFactors(
+            of: weight, rank: rank, scale: target.scale, options: options, downIn: target.down, on: backend)
+        try store(start.up, permutation: start.permutation, to: target.up, "up", on: backend)
         try store(start.down, to: target.down, "down", on: backend)
         switch (start.core, target.core) {
         case (.identity, .identity): break
@@ -99,10 +106,16 @@ extension Initializer {
     }
 
     private static func store(
-        _ source: Matrix, to target: MatrixView, _ argument: String, on backend: some Backend
+        _ source: Matrix, permutation: [Int]? = nil, to target: MatrixView, _ argument: String, on backend: some Backend
     ) throws(LowRankError) {
         try requireShape(target, source.rows, source.columns, argument)
-        try backend.copy(source.view, to: target)
+        // What was computed in place is complete and was found finite.
+        if source.view.address == target.address { return }
+        if let permutation {
+            try backend.scatterRows(source.view, to: permutation, of: target)
+        } else {
+            try backend.copy(source.view, to: target)
+        }
         if let at = backend.firstNonFinite(in: target) {
             throw .numericalFailure(
                 operation: name,

@@ -28,16 +28,15 @@ public enum LoLDU: Initializer {
     }
 
     public static func startingFactors(
-        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, on backend: some Backend
+        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
+        on backend: some Backend
     ) throws(LowRankError) -> StartingFactors {
-        let ldu = try TruncatedLDU(of: weight, rank: rank, on: backend)
-        let up = try backend.makeMatrix(
-            rows: weight.rows, columns: rank, type: ldu.lower.view.type, order: .rowMajor)
-        try backend.scatterRows(ldu.lower.view, to: ldu.permutation, of: up.view)
+        let ldu = try TruncatedLDU(of: weight, rank: rank, upperIn: target, on: backend)
         let start = options.diagonal.values(
             replacing: backend.values(of: ldu.diagonal.view), stream: RandomStream(seed: options.seed))
         backend.setValues(start, of: ldu.diagonal.view)
-        return StartingFactors(up: up, core: .diagonal(ldu.diagonal), down: ldu.upper)
+        return StartingFactors(
+            up: ldu.lower, permutation: ldu.permutation, core: .diagonal(ldu.diagonal), down: ldu.upper)
     }
 }
 

@@ -11,7 +11,8 @@ public enum LoRAXS: Initializer {
     public static let name = "lora_xs"
 
     public static func startingFactors(
-        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, on backend: some Backend
+        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
+        on backend: some Backend
     ) throws(LowRankError) -> StartingFactors {
         let svd = try TruncatedSVD(
             of: weight, rank: rank, tolerance: options.tolerance, seed: options.seed, on: backend)

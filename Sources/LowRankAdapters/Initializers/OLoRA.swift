@@ -10,9 +10,10 @@ public enum OLoRA: Initializer {
     public static let name = "olora"
 
     public static func startingFactors(
-        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, on backend: some Backend
+        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
+        on backend: some Backend
     ) throws(LowRankError) -> StartingFactors {
-        let qr = try TruncatedQR(of: weight, rank: rank, on: backend)
+        let qr = try TruncatedQR(of: weight, rank: rank, upperIn: target, on: backend)
         return StartingFactors(up: qr.q, core: .identity, down: qr.r)
     }
 }

@@ -10,7 +10,8 @@ public enum PiSSA: Initializer {
     public static let name = "pissa"
 
     public static func startingFactors(
-        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, on backend: some Backend
+        of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
+        on backend: some Backend
     ) throws(LowRankError) -> StartingFactors {
         if scale <= 0 {
             throw .invalidArgument(argument: "scale", expected: "scale > 0, whose square root PiSSA takes", got: "\(scale)")

@@ -21,8 +21,11 @@ public struct CPUBackend: Backend {
     public func makeMatrix(
         rows: Int, columns: Int, type: ScalarType, order: StorageOrder
     ) throws(LowRankError) -> Matrix {
-        let memory = try allocate(elements: rows * columns, type: type)
-        return Matrix(adopting: memory, rows: rows, columns: columns, type: type, order: order) { free($0) }
+        let bytes = max(rows * columns * type.size, 64)
+        let memory = if let kept = MemoryReserve.take(bytes: bytes) { kept } else { try allocate(bytes: bytes) }
+        return Matrix(adopting: memory, rows: rows, columns: columns, type: type, order: order) {
+            MemoryReserve.give($0, bytes: bytes)
+        }
     }
 
     func allocate(elements: Int, type: ScalarType) throws(LowRankError) -> UnsafeMutableRawPointer {
