@@ -46,6 +46,7 @@ var targets: [Target] = [
     bridge("CDLPack"),
     bridge("CLowRank", dependencies: ["CDLPack"]),
     bridge("CPUFeatures"),
+    bridge("CCUDA"),
     .systemLibrary(
         name: "CLAPACK", path: "CBridge/CLAPACK", pkgConfig: "openblas", providers: [.apt(["libopenblas-dev"])]),
 
@@ -53,7 +54,7 @@ var targets: [Target] = [
     .target(name: "LowRankCore"),
     .target(
         name: "LowRankBackends",
-        dependencies: ["LowRankCore", "SIMDKernels", "CLAPACK", "CPUFeatures"]
+        dependencies: ["LowRankCore", "SIMDKernels", "CLAPACK", "CPUFeatures", "CCUDA"]
             + wideKernels.map { .byName(name: $0.name) }),
     .target(name: "LowRankFactorizations", dependencies: ["LowRankBackends", "LowRankCore"]),
     .target(name: "LowRankAdapters", dependencies: ["LowRankFactorizations", "LowRankBackends", "LowRankCore"]),

@@ -1,0 +1,34 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+
+#include "cuda_api.h"
+#include "cuda_support.h"
+#include "kernel_arguments.h"
+
+const char *lr_cuda_library_path(const void *address) {
+  Dl_info information;
+  return dladdr(address, &information) != 0 ? information.dli_fname : NULL;
+}
+
+static _Thread_local void *streams[LR_CUDA_MAX_DEVICES];
+
+void *lr_cuda_thread_stream(int device) { return streams[device]; }
+
+void lr_cuda_set_thread_stream(int device, void *stream) { streams[device] = stream; }
+
+#pragma clang diagnostic ignored "-Wc23-extensions"
+
+// One translation unit for NVRTC, which has no files: what both sides share comes first.
+const char lr_cuda_kernel_source[] = {
+#embed "include/kernel_arguments.h"
+    , '\n',
+#embed "kernels/common.cu"
+    , '\n',
+#embed "kernels/elementwise.cu"
+    , '\n',
+#embed "kernels/reductions.cu"
+    , '\n',
+#embed "kernels/multiply.cu"
+    , '\0'};

@@ -1,0 +1,125 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+//
+// What kernels are launched with: each takes one structure, `lr_<kernel>_arguments`. This text is compiled by C, imported by
+// Swift, and stands at the head of the kernels' source, so that both sides have the same layout. Element types are the
+// raw values of ScalarType.
+#ifndef LOWRANK_KERNEL_ARGUMENTS_H
+#define LOWRANK_KERNEL_ARGUMENTS_H
+
+enum { LR_FLOAT32 = 0, LR_FLOAT64 = 1, LR_BFLOAT16 = 2, LR_FLOAT16 = 3 };
+
+/// A matrix on the device; strides count elements.
+typedef struct lr_view {
+  unsigned long long address;
+  long long rows, columns;
+  long long row_stride, column_stride;
+  int type;
+  int unused;
+} lr_view;
+
+/// target = diag(row_factors) source diag(column_factors) + beta * target. Factors are columns [rows, 1] and
+/// [columns, 1]; an address of 0 is ones.
+typedef struct lr_combine_arguments {
+  lr_view source, row_factors, column_factors, target;
+  double beta;
+} lr_combine_arguments;
+
+enum { LR_INDEX_CHUNK = 256, LR_VALUE_CHUNK = 256 };
+
+/// target[i, :] = source[indices[i], :], or with `scatters` target[indices[i], :] = source[i, :], for `count` rows.
+typedef struct lr_move_rows_arguments {
+  lr_view source, target;
+  int count, scatters;
+  long long indices[LR_INDEX_CHUNK];
+} lr_move_rows_arguments;
+
+/// target = 0
+typedef struct lr_clear_arguments {
+  lr_view target;
+} lr_clear_arguments;
+
+/// Element (i, j) becomes number i * columns + j of the uniform stream of a key.
+typedef struct lr_fill_uniform_arguments {
+  lr_view target;
+  unsigned long long key;
+} lr_fill_uniform_arguments;
+
+/// target[first + i, 0] = values[i] for `count` values.
+typedef struct lr_set_values_arguments {
+  lr_view target;
+  long long first;
+  int count, unused;
+  double values[LR_VALUE_CHUNK];
+} lr_set_values_arguments;
+
+/// target = the upper triangle of source, zeros below.
+typedef struct lr_upper_triangle_arguments {
+  lr_view source, target;
+} lr_upper_triangle_arguments;
+
+enum { LR_MAX_MAGNITUDE = 0, LR_SQUARED_NORM = 1 };
+
+/// partials[block] = the largest magnitude (NaN where one is not finite) or the sum of squares of a block's elements.
+typedef struct lr_reduce_arguments {
+  lr_view source;
+  unsigned long long partials;
+  int kind, unused;
+} lr_reduce_arguments;
+
+/// partials[0] = the reduction of `count` partials.
+typedef struct lr_reduce_partials_arguments {
+  unsigned long long partials;
+  long long count;
+  int kind, unused;
+} lr_reduce_partials_arguments;
+
+/// partials[block] = the first position, row * columns + column, of an element that is not finite; -1 for none. With
+/// `is_transposed` rows and columns are those of the source's transpose.
+typedef struct lr_find_non_finite_arguments {
+  lr_view source;
+  unsigned long long partials;
+  int is_transposed, unused;
+} lr_find_non_finite_arguments;
+
+/// partials[0] = the first of `count` positions; -1 for none.
+typedef struct lr_first_of_partials_arguments {
+  unsigned long long partials;
+  long long count;
+} lr_first_of_partials_arguments;
+
+/// partials[chunk, j] = the sum over a chunk of rows i of a[i, j] * b[i, j].
+typedef struct lr_column_dots_arguments {
+  lr_view a, b;
+  unsigned long long partials;
+} lr_column_dots_arguments;
+
+/// target[j, 0] = alpha * the sum over chunks of partials[chunk, j].
+typedef struct lr_sum_chunks_arguments {
+  lr_view target;
+  unsigned long long partials;
+  long long chunks;
+  double alpha;
+} lr_sum_chunks_arguments;
+
+/// c = alpha * a b + beta * c; c is not read where beta is 0. With `partials` each layer of blocks sums `slice_depth` terms into
+/// partials[layer, i, j], of the kernel's type, instead.
+typedef struct lr_multiply_arguments {
+  lr_view a, b, c;
+  double alpha, beta;
+  unsigned long long partials;
+  long long slice_depth;
+} lr_multiply_arguments;
+
+typedef lr_multiply_arguments lr_multiply_float32_arguments;
+typedef lr_multiply_arguments lr_multiply_float64_arguments;
+
+/// c = alpha * the sum over slices of partials[slice, i, j] + beta * c.
+typedef struct lr_sum_slices_arguments {
+  lr_view c;
+  unsigned long long partials;
+  long long slices;
+  double alpha, beta;
+  int type, unused;
+} lr_sum_slices_arguments;
+
+#endif

@@ -1,0 +1,65 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+
+template <class Scalar> LR_DEVICE void lr_combine_elements(const lr_combine_arguments &arguments) {
+  const lr_view &target = arguments.target;
+  LR_FOR_EACH_ELEMENT(target, position, i, j) {
+    Scalar value = lr_load<Scalar>(arguments.source, i, j);
+    if (arguments.row_factors.address != 0) value *= lr_load<Scalar>(arguments.row_factors, i, 0);
+    if (arguments.column_factors.address != 0) value *= lr_load<Scalar>(arguments.column_factors, j, 0);
+    if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(target, i, j);
+    lr_store(target, i, j, value);
+  }
+}
+
+LR_KERNEL(lr_combine) {
+  bool is_wide = arguments.source.type == LR_FLOAT64 || arguments.target.type == LR_FLOAT64 ||
+                 (arguments.row_factors.address != 0 && arguments.row_factors.type == LR_FLOAT64) ||
+                 (arguments.column_factors.address != 0 && arguments.column_factors.type == LR_FLOAT64);
+  if (is_wide) {
+    lr_combine_elements<double>(arguments);
+  } else {
+    lr_combine_elements<float>(arguments);
+  }
+}
+
+LR_KERNEL(lr_move_rows) {
+  const lr_view &source = arguments.source, &target = arguments.target;
+  long long count = arguments.count * source.columns;
+  for (long long position = lr_first_position(); position < count; position += lr_position_step()) {
+    long long i, j;
+    lr_split_position(position, source.columns, &i, &j);
+    long long other = arguments.indices[i];
+    double value = lr_load<double>(source, arguments.scatters ? i : other, j);
+    lr_store(target, arguments.scatters ? other : i, j, value);
+  }
+}
+
+LR_KERNEL(lr_clear) {
+  LR_FOR_EACH_ELEMENT(arguments.target, position, i, j) { lr_store(arguments.target, i, j, 0.0f); }
+}
+
+LR_DEVICE unsigned long long lr_mixed(unsigned long long bits) {
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9ull;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebull;
+  return bits ^ (bits >> 31);
+}
+
+// RandomStream.uniform, bit for bit.
+LR_KERNEL(lr_fill_uniform) {
+  LR_FOR_EACH_ELEMENT(arguments.target, position, i, j) {
+    unsigned long long bits = lr_mixed(arguments.key + (unsigned long long)position * 0x9e3779b97f4a7c15ull) >> 11;
+    lr_store(arguments.target, i, j, ((double)bits + 0.5) * 0x1p-52 - 1);
+  }
+}
+
+LR_KERNEL(lr_set_values) {
+  for (long long i = lr_first_position(); i < arguments.count; i += lr_position_step()) {
+    lr_store(arguments.target, arguments.first + i, 0, arguments.values[i]);
+  }
+}
+
+LR_KERNEL(lr_upper_triangle) {
+  LR_FOR_EACH_ELEMENT(arguments.target, position, i, j) {
+    lr_store(arguments.target, i, j, i > j ? 0.0 : lr_load<double>(arguments.source, i, j));
+  }
+}

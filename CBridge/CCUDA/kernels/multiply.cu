@@ -1,0 +1,87 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+//
+// Products of views of any types and strides. A block computes a tile of c, 4 x 4 elements a thread.
+
+enum { LR_TILE = 64, LR_TILE_DEPTH = 16, LR_PER_THREAD = 4 };
+
+/// Copies `tile[k][i] = view[first + i, depth + k]`, zeros outside of the view, along the direction in which memory runs.
+template <class Scalar>
+LR_DEVICE void lr_load_tile(
+    Scalar (&tile)[LR_TILE_DEPTH][LR_TILE + 1], const lr_view &view, long long first, long long depth, long long end) {
+  bool runs_along_depth = view.column_stride == 1;
+  for (unsigned n = threadIdx.x; n < LR_TILE * LR_TILE_DEPTH; n += LR_THREADS) {
+    unsigned i = runs_along_depth ? n / LR_TILE_DEPTH : n % LR_TILE;
+    unsigned k = runs_along_depth ? n % LR_TILE_DEPTH : n / LR_TILE;
+    bool is_inside = first + i < view.rows && depth + k < end;
+    tile[k][i] = is_inside ? lr_load<Scalar>(view, first + i, depth + k) : (Scalar)0;
+  }
+}
+
+LR_DEVICE lr_view lr_transposed(const lr_view &view) {
+  lr_view result = view;
+  result.rows = view.columns;
+  result.columns = view.rows;
+  result.row_stride = view.column_stride;
+  result.column_stride = view.row_stride;
+  return result;
+}
+
+template <class Scalar> LR_DEVICE void lr_multiply_tile(const lr_multiply_arguments &arguments) {
+  LR_SHARED Scalar a_tile[LR_TILE_DEPTH][LR_TILE + 1], b_tile[LR_TILE_DEPTH][LR_TILE + 1];
+  const lr_view &a = arguments.a, &c = arguments.c;
+  const lr_view b = lr_transposed(arguments.b);
+  long long first_row = (long long)blockIdx.x * LR_TILE, first_column = (long long)blockIdx.y * LR_TILE;
+  // A thread's elements lie 16 apart, so that neighbours read neighbours of the tiles and write neighbours of c.
+  unsigned column = threadIdx.x % 16, row = threadIdx.x / 16;
+  Scalar sums[LR_PER_THREAD][LR_PER_THREAD] = {};
+  long long start = blockIdx.z * arguments.slice_depth;
+  long long end = start + arguments.slice_depth < a.columns ? start + arguments.slice_depth : a.columns;
+  for (long long depth = start; depth < end; depth += LR_TILE_DEPTH) {
+    lr_load_tile(a_tile, a, first_row, depth, end);
+    lr_load_tile(b_tile, b, first_column, depth, end);
+    __syncthreads();
+    for (unsigned k = 0; k < LR_TILE_DEPTH; k++) {
+      for (unsigned i = 0; i < LR_PER_THREAD; i++) {
+        for (unsigned j = 0; j < LR_PER_THREAD; j++) sums[i][j] += a_tile[k][row + 16 * i] * b_tile[k][column + 16 * j];
+      }
+    }
+    __syncthreads();
+  }
+  for (unsigned i = 0; i < LR_PER_THREAD; i++) {
+    for (unsigned j = 0; j < LR_PER_THREAD; j++) {
+      long long ci = first_row + row + 16 * i, cj = first_column + column + 16 * j;
+      if (ci >= c.rows || cj >= c.columns) continue;
+      if (arguments.partials != 0) {
+        ((Scalar *)arguments.partials)[(blockIdx.z * c.rows + ci) * c.columns + cj] = sums[i][j];
+        continue;
+      }
+      Scalar value = (Scalar)arguments.alpha * sums[i][j];
+      if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(c, ci, cj);
+      lr_store(c, ci, cj, value);
+    }
+  }
+}
+
+LR_KERNEL(lr_multiply_float32) { lr_multiply_tile<float>(arguments); }
+
+LR_KERNEL(lr_multiply_float64) { lr_multiply_tile<double>(arguments); }
+
+template <class Scalar> LR_DEVICE void lr_sum_slices_of(const lr_sum_slices_arguments &arguments) {
+  const lr_view &c = arguments.c;
+  const Scalar *partials = (const Scalar *)arguments.partials;
+  LR_FOR_EACH_ELEMENT(c, position, i, j) {
+    Scalar sum = 0;
+    for (long long slice = 0; slice < arguments.slices; slice++) sum += partials[slice * c.rows * c.columns + position];
+    Scalar value = (Scalar)arguments.alpha * sum;
+    if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(c, i, j);
+    lr_store(c, i, j, value);
+  }
+}
+
+LR_KERNEL(lr_sum_slices) {
+  if (arguments.type == LR_FLOAT64) {
+    lr_sum_slices_of<double>(arguments);
+  } else {
+    lr_sum_slices_of<float>(arguments);
+  }
+}

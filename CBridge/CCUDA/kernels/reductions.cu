@@ -1,0 +1,109 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+//
+// Reductions in float64 over trees that depend on shapes alone: the same numbers on every device and in every run.
+
+LR_DEVICE double lr_reduced(int kind, double a, double b) {
+  if (kind == LR_SQUARED_NORM) return a + b;
+  // A NaN stays.
+  return a > b || a != a ? a : b;
+}
+
+/// The reduction of one number of each thread, in thread 0.
+LR_DEVICE double lr_reduce_block(int kind, double value) {
+  LR_SHARED double values[LR_THREADS];
+  values[threadIdx.x] = value;
+  __syncthreads();
+  for (unsigned half = LR_THREADS / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) values[threadIdx.x] = lr_reduced(kind, values[threadIdx.x], values[threadIdx.x + half]);
+    __syncthreads();
+  }
+  return values[0];
+}
+
+LR_KERNEL(lr_reduce) {
+  double result = 0;
+  LR_FOR_EACH_ELEMENT(arguments.source, position, i, j) {
+    double value = lr_load<double>(arguments.source, i, j);
+    if (arguments.kind == LR_SQUARED_NORM) {
+      value *= value;
+    } else {
+      // The difference of two infinities is a NaN.
+      value = lr_is_finite(value) ? (value < 0 ? -value : value) : value - value;
+    }
+    result = lr_reduced(arguments.kind, result, value);
+  }
+  result = lr_reduce_block(arguments.kind, result);
+  if (threadIdx.x == 0) ((double *)arguments.partials)[blockIdx.x] = result;
+}
+
+LR_KERNEL(lr_reduce_partials) {
+  double *partials = (double *)arguments.partials;
+  double result = 0;
+  for (long long k = threadIdx.x; k < arguments.count; k += LR_THREADS) {
+    result = lr_reduced(arguments.kind, result, partials[k]);
+  }
+  result = lr_reduce_block(arguments.kind, result);
+  if (threadIdx.x == 0) partials[0] = result;
+}
+
+/// The earlier of two positions, where -1 is none.
+LR_DEVICE long long lr_earlier(long long a, long long b) { return b < 0 || (a >= 0 && a < b) ? a : b; }
+
+LR_DEVICE long long lr_first_of_block(long long position) {
+  LR_SHARED long long positions[LR_THREADS];
+  positions[threadIdx.x] = position;
+  __syncthreads();
+  for (unsigned half = LR_THREADS / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) positions[threadIdx.x] = lr_earlier(positions[threadIdx.x], positions[threadIdx.x + half]);
+    __syncthreads();
+  }
+  return positions[0];
+}
+
+LR_KERNEL(lr_find_non_finite) {
+  long long first = -1;
+  LR_FOR_EACH_ELEMENT(arguments.source, position, i, j) {
+    if (lr_is_finite(lr_load<double>(arguments.source, i, j))) continue;
+    first = lr_earlier(first, arguments.is_transposed ? j * arguments.source.rows + i : position);
+  }
+  first = lr_first_of_block(first);
+  if (threadIdx.x == 0) ((long long *)arguments.partials)[blockIdx.x] = first;
+}
+
+LR_KERNEL(lr_first_of_partials) {
+  long long *partials = (long long *)arguments.partials;
+  long long first = -1;
+  for (long long k = threadIdx.x; k < arguments.count; k += LR_THREADS) first = lr_earlier(first, partials[k]);
+  first = lr_first_of_block(first);
+  if (threadIdx.x == 0) partials[0] = first;
+}
+
+enum { LR_DOT_COLUMNS = 32, LR_DOT_LANES = LR_THREADS / LR_DOT_COLUMNS, LR_DOT_ROWS = 512 };
+
+// A block takes 32 columns and a chunk of the rows.
+LR_KERNEL(lr_column_dots) {
+  LR_SHARED double sums[LR_DOT_LANES][LR_DOT_COLUMNS];
+  unsigned column = threadIdx.x % LR_DOT_COLUMNS, lane = threadIdx.x / LR_DOT_COLUMNS;
+  long long j = (long long)blockIdx.x * LR_DOT_COLUMNS + column;
+  long long first = (long long)blockIdx.y * LR_DOT_ROWS;
+  double sum = 0;
+  if (j < arguments.a.columns) {
+    for (long long i = first + lane; i < first + LR_DOT_ROWS && i < arguments.a.rows; i += LR_DOT_LANES) {
+      sum += lr_load<double>(arguments.a, i, j) * lr_load<double>(arguments.b, i, j);
+    }
+  }
+  sums[lane][column] = sum;
+  __syncthreads();
+  if (lane != 0 || j >= arguments.a.columns) return;
+  for (unsigned k = 1; k < LR_DOT_LANES; k++) sum += sums[k][column];
+  ((double *)arguments.partials)[blockIdx.y * arguments.a.columns + j] = sum;
+}
+
+LR_KERNEL(lr_sum_chunks) {
+  const double *partials = (const double *)arguments.partials;
+  for (long long j = lr_first_position(); j < arguments.target.rows; j += lr_position_step()) {
+    double sum = 0;
+    for (long long chunk = 0; chunk < arguments.chunks; chunk++) sum += partials[chunk * arguments.target.rows + j];
+    lr_store(arguments.target, j, 0, arguments.alpha * sum);
+  }
+}
