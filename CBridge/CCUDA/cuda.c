@@ -21,7 +21,7 @@ void lr_cuda_set_thread_stream(int device, void *stream) { streams[device] = str
 #pragma clang diagnostic ignored "-Wc23-extensions"
 
 // One translation unit for NVRTC, which has no files: what both sides share comes first.
-const char lr_cuda_kernel_source[] = {
+static const char kernel_source[] = {
 #embed "include/kernel_arguments.h"
     , '\n',
 #embed "kernels/common.cu"
@@ -32,3 +32,5 @@ const char lr_cuda_kernel_source[] = {
     , '\n',
 #embed "kernels/multiply.cu"
     , '\0'};
+
+const char *const lr_cuda_kernel_source = kernel_source;

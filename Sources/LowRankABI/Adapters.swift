@@ -17,12 +17,14 @@ public func lr_initialize(
         let up = try Tensor(out_up, "up")
         let core = try Tensor.core(out_core)
         let down = try Tensor(out_down, "down")
-        try requireSeparate(outputs: [up, core, down], inputs: [weight])
+        let device = try requireSeparate(outputs: [up, core, down], inputs: [weight])
         if in_place != 0 { try requireSeparate(outputs: [weight]) }
         let target = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
-        try initializer.initialize(
-            weight.view, rank: rank, into: target, inPlace: in_place != 0, options: InitializerOptions(options),
-            on: CPUBackend.shared)
+        let options = try InitializerOptions(options)
+        try device.run { (backend) throws(LowRankError) in
+            try initializer.initialize(
+                weight.view, rank: rank, into: target, inPlace: in_place != 0, options: options, on: backend)
+        }
     }
 }
 
@@ -55,14 +57,18 @@ public func lr_adapter_forward(
             if out_h != nil {
                 throw .invalidArgument(argument: "out_h", expected: "none for an adapter without down", got: "a tensor")
             }
-            try requireSeparate(outputs: [out], inputs: [x, core, up])
+            let device = try requireSeparate(outputs: [out], inputs: [x, core, up])
             let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
-            return try upProjection.addForward(x.view, to: out.view, on: CPUBackend.shared)
+            return try device.run { (backend) throws(LowRankError) in
+                try upProjection.addForward(x.view, to: out.view, on: backend)
+            }
         }
         let h = try Tensor(out_h, "out_h")
-        try requireSeparate(outputs: [out, h], inputs: [x, down, core, up])
+        let device = try requireSeparate(outputs: [out, h], inputs: [x, down, core, up])
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
-        try factors.addForward(x.view, to: out.view, keeping: h.view, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in
+            try factors.addForward(x.view, to: out.view, keeping: h.view, on: backend)
+        }
     }
 }
 
@@ -83,7 +89,7 @@ public func lr_adapter_backward(
         let dDown = try Tensor.optional(out_down, "out_down")
         let dCore = try Tensor.core(out_core, "out_core")
         let dUp = try Tensor.optional(out_up, "out_up")
-        try requireSeparate(outputs: [dx, dDown, dCore, dUp], inputs: [grad, x, h, down, core, up])
+        let device = try requireSeparate(outputs: [dx, dDown, dCore, dUp], inputs: [grad, x, h, down, core, up])
         let gradients = Gradients(
             x: dx?.view, down: dDown?.view, core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
         guard let down else {
@@ -91,10 +97,14 @@ public func lr_adapter_backward(
                 throw .invalidArgument(argument: "x", expected: "none for an adapter without down", got: "a tensor")
             }
             let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
-            return try upProjection.backward(grad.view, h: h?.view, into: gradients, on: CPUBackend.shared)
+            return try device.run { (backend) throws(LowRankError) in
+                try upProjection.backward(grad.view, h: h?.view, into: gradients, on: backend)
+            }
         }
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
-        try factors.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in
+            try factors.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: backend)
+        }
     }
 }
 
@@ -107,9 +117,11 @@ public func lr_effective_up(
         let (up, core) = (try Tensor(up, "up"), try Tensor.core(core))
         let start = try Tensor.optional(start, "start")
         let out = try Tensor(out, "out")
-        try requireSeparate(outputs: [out], inputs: [up, core, start])
+        let device = try requireSeparate(outputs: [out], inputs: [up, core, start])
         let effective = try EffectiveUp(up: up.view, core: Core(core))
-        try effective.write(minus: start?.view, to: out.view, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in
+            try effective.write(minus: start?.view, to: out.view, on: backend)
+        }
     }
 }
 
@@ -123,10 +135,12 @@ public func lr_effective_up_backward(
         let (up, core) = (try Tensor(up, "up"), try Tensor.core(core))
         let dUp = try Tensor.optional(out_up, "out_up")
         let dCore = try Tensor.core(out_core, "out_core")
-        try requireSeparate(outputs: [dUp, dCore], inputs: [grad, up, core])
+        let device = try requireSeparate(outputs: [dUp, dCore], inputs: [grad, up, core])
         let effective = try EffectiveUp(up: up.view, core: Core(core))
         let gradients = Gradients(core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
-        try effective.backward(grad.view, into: gradients, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in
+            try effective.backward(grad.view, into: gradients, on: backend)
+        }
     }
 }
 
@@ -156,8 +170,8 @@ public func lr_merge(
     call { () throws(LowRankError) in
         let weight = try Tensor(weight, "weight")
         let (down, core, up) = (try Tensor(down, "down"), try Tensor.core(core), try Tensor(up, "up"))
-        try requireSeparate(outputs: [weight], inputs: [down, core, up])
+        let device = try requireSeparate(outputs: [weight], inputs: [down, core, up])
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
-        try factors.merge(into: weight.view, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in try factors.merge(into: weight.view, on: backend) }
     }
 }

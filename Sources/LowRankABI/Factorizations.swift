@@ -36,10 +36,12 @@ public func lr_qr(
         let r = try Tensor(out_r, "out_r")
         try q.require(weight.view.rows, rank)
         try r.require(rank, weight.view.columns)
-        try requireSeparate(outputs: [q, r], inputs: [weight])
-        let result = try TruncatedQR(of: weight.view, rank: rank, upperIn: r.view, on: CPUBackend.shared)
-        try write(result.q.view, to: q)
-        try write(result.r.view, to: r)
+        let device = try requireSeparate(outputs: [q, r], inputs: [weight])
+        try device.run { (backend) throws(LowRankError) in
+            let result = try TruncatedQR(of: weight.view, rank: rank, upperIn: r.view, on: backend)
+            try write(result.q.view, to: q, on: backend)
+            try write(result.r.view, to: r, on: backend)
+        }
     }
 }
 
@@ -54,16 +56,18 @@ public func lr_ldu(
         let l = try Tensor(out_l, "out_l")
         let d = try Tensor(out_d, "out_d", dimensions: 1...1)
         let u = try Tensor(out_u, "out_u")
-        let permutation = try IndexVector(out_perm, "out_perm", count: weight.view.rows)
+        let permutation = try Tensor(indices: out_perm, "out_perm", count: weight.view.rows)
         try l.require(weight.view.rows, rank)
         try d.require(1, rank)
         try u.require(rank, weight.view.columns)
-        try requireSeparate(outputs: [l, d, u, permutation.tensor], inputs: [weight])
-        let result = try TruncatedLDU(of: weight.view, rank: rank, upperIn: u.view, on: CPUBackend.shared)
-        try write(result.lower.view, to: l)
-        try write(result.diagonal.view.transposed, to: d)
-        try write(result.upper.view, to: u)
-        permutation.write(result.permutation)
+        let device = try requireSeparate(outputs: [l, d, u, permutation], inputs: [weight])
+        try device.run { (backend) throws(LowRankError) in
+            let result = try TruncatedLDU(of: weight.view, rank: rank, upperIn: u.view, on: backend)
+            try write(result.lower.view, to: l, on: backend)
+            try write(result.diagonal.view.transposed, to: d, on: backend)
+            try write(result.upper.view, to: u, on: backend)
+            try backend.setIndices(result.permutation, of: permutation.view)
+        }
     }
 }
 
@@ -81,46 +85,42 @@ public func lr_svd(
         try u.require(weight.view.rows, rank)
         try s.require(1, rank)
         try vh.require(rank, weight.view.columns)
-        try requireSeparate(outputs: [u, s, vh], inputs: [weight])
-        let result = try TruncatedSVD(
-            of: weight.view, rank: rank, tolerance: tol, seed: seed, on: CPUBackend.shared)
-        try write(result.u.view, to: u)
-        CPUBackend.shared.setValues(result.s, of: s.view)
-        try requireFits(s)
-        try write(result.vh.view, to: vh)
-        out_report?.pointee = lr_svd_report_t(
-            passes: Int64(result.passes), tol: result.tolerance, residual: result.residual)
+        let device = try requireSeparate(outputs: [u, s, vh], inputs: [weight])
+        try device.run { (backend) throws(LowRankError) in
+            let result = try TruncatedSVD(of: weight.view, rank: rank, tolerance: tol, seed: seed, on: backend)
+            try write(result.u.view, to: u, on: backend)
+            backend.setValues(result.s, of: s.view)
+            try requireFits(s, on: backend)
+            try write(result.vh.view, to: vh, on: backend)
+            out_report?.pointee = lr_svd_report_t(
+                passes: Int64(result.passes), tol: result.tolerance, residual: result.residual)
+        }
     }
 }
 
 /// Copies a result to the caller's memory, in the caller's type.
-private func write(_ source: MatrixView, to target: Tensor) throws(LowRankError) {
+private func write(_ source: MatrixView, to target: Tensor, on backend: some Backend) throws(LowRankError) {
     // A result that was computed in place is complete and was found finite.
     if source.address == target.view.address { return }
-    try CPUBackend.shared.copy(source, to: target.view)
-    try requireFits(target)
+    try backend.copy(source, to: target.view)
+    try requireFits(target, on: backend)
 }
 
-func requireFits(_ target: Tensor) throws(LowRankError) {
-    if let at = CPUBackend.shared.firstNonFinite(in: target.view) {
+func requireFits(_ target: Tensor, on backend: some Backend) throws(LowRankError) {
+    if let at = backend.firstNonFinite(in: target.view) {
         throw .numericalFailure(
             operation: target.argument,
             reason: "entry [\(at.row), \(at.column)] is beyond the range of \(target.view.type); ask for a wider dtype")
     }
 }
 
-/// A vector of int64 indices.
-private struct IndexVector {
-    /// The memory, for the overlap check.
-    let tensor: Tensor
-    private let address: UnsafeMutablePointer<Int64>
-    private let stride: Int
-
-    init(_ tensor: UnsafePointer<DLTensor>?, _ argument: String, count: Int) throws(LowRankError) {
+extension Tensor {
+    /// Reads a vector of int64 indices, for ``Backend/setIndices(_:of:)``.
+    fileprivate init(indices tensor: UnsafePointer<DLTensor>?, _ argument: String, count: Int) throws(LowRankError) {
         guard let tensor else {
             throw .invalidArgument(argument: argument, expected: "a tensor", got: "a null pointer")
         }
-        try requireCPU(tensor, argument)
+        let device = try Device(tensor.pointee.device, argument)
         let type = tensor.pointee.dtype
         guard Int(type.code) == kDLInt, type.bits == 64, type.lanes == 1 else {
             throw .unsupportedType(argument: argument, expected: "int64", got: describe(type))
@@ -129,17 +129,11 @@ private struct IndexVector {
         guard layout.shape == [count] else {
             throw .invalidShape(argument: argument, expected: "shape [\(count)]", got: "\(layout.shape)")
         }
-        address = layout.address.assumingMemoryBound(to: Int64.self)
-        stride = layout.strides[0]
-        // The view serves the overlap check alone; float64 has an index's size.
-        self.tensor = Tensor(
-            argument: argument,
+        self.init(
+            argument: argument, device: device,
             view: MatrixView(
-                address: layout.address, type: .float64, rows: 1, columns: count, rowStride: 0, columnStride: stride),
+                address: layout.address, type: .float64, rows: 1, columns: count, rowStride: 0,
+                columnStride: layout.strides[0]),
             dimensions: 1, extent: layout.extent)
-    }
-
-    func write(_ indices: [Int]) {
-        for (i, index) in indices.enumerated() { address[i * stride] = Int64(index) }
     }
 }

@@ -13,7 +13,7 @@ extension LowRankError {
         case .readOnly: lr_status_t(LR_STATUS_READ_ONLY)
         case .overlap: lr_status_t(LR_STATUS_OVERLAP)
         case .unsupportedType: lr_status_t(LR_STATUS_UNSUPPORTED_DTYPE)
-        case .unsupportedDevice: lr_status_t(LR_STATUS_UNSUPPORTED_DEVICE)
+        case .unsupportedDevice, .differentDevice: lr_status_t(LR_STATUS_UNSUPPORTED_DEVICE)
         case .backendUnavailable: lr_status_t(LR_STATUS_BACKEND_UNAVAILABLE)
         case .numericalFailure: lr_status_t(LR_STATUS_NUMERICAL_FAILURE)
         case .outOfMemory: lr_status_t(LR_STATUS_OUT_OF_MEMORY)

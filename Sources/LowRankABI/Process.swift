@@ -1,6 +1,7 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CLowRank
 import LowRank
+import LowRankBackends
 
 @c @implementation
 public func lr_abi_version_major() -> Int32 { LR_ABI_VERSION_MAJOR }
@@ -19,7 +20,7 @@ private let configuration = ThreadString()
 
 @c @implementation
 public func lr_config() -> UnsafePointer<CChar>? {
-    let fields = CPUBackend.configuration.map { "\"\($0.name)\": \($0.json)" }
+    let fields = (CPUBackend.configuration + CUDABackend.configuration).map { "\"\($0.name)\": \($0.json)" }
     configuration.set("{" + fields.joined(separator: ", ") + "}")
     return configuration.pointer
 }
@@ -47,7 +48,8 @@ public func lr_test_status(_ status: lr_status_t) -> lr_status_t {
             .nonFinite(argument: "test", row: 0, column: 0), .readOnly(argument: "test"),
             .overlap(argument: "test", other: "itself"),
             .unsupportedType(argument: "test", expected: "a type", got: "another"),
-            .unsupportedDevice(argument: "test", got: "another device"), .backendUnavailable(reason: "test: not there"),
+            .unsupportedDevice(argument: "test", got: "another device"),
+            .differentDevice(argument: "test", expected: "a device", got: "another"), .backendUnavailable(reason: "test: not there"),
             .numericalFailure(operation: "test", reason: "asked for"), .outOfMemory(bytes: 0), .internal("test"),
         ]
         if status == lr_status_t(LR_STATUS_OK) { return }

@@ -12,12 +12,14 @@ public func lr_spectrum(
         let (weight, rank) = try checkedWeight(weight, rank)
         let values = try Tensor(out_values, "out_values", dimensions: 1...1)
         try values.require(1, rank)
-        try requireSeparate(outputs: [values], inputs: [weight])
-        let spectrum = try Spectrum(of: weight.view, rank: rank, tolerance: tol, seed: seed, on: CPUBackend.shared)
-        CPUBackend.shared.setValues(spectrum.values, of: values.view)
-        try requireFits(values)
-        out_norm?.pointee = spectrum.norm
-        out_share?.pointee = spectrum.shares[rank - 1]
+        let device = try requireSeparate(outputs: [values], inputs: [weight])
+        try device.run { (backend) throws(LowRankError) in
+            let spectrum = try Spectrum(of: weight.view, rank: rank, tolerance: tol, seed: seed, on: backend)
+            backend.setValues(spectrum.values, of: values.view)
+            try requireFits(values, on: backend)
+            out_norm?.pointee = spectrum.norm
+            out_share?.pointee = spectrum.shares[rank - 1]
+        }
     }
 }
 

@@ -5,6 +5,7 @@ import LowRank
 /// A DLPack tensor of a call, checked once: device, dtype, dimensions, strides.
 struct Tensor {
     let argument: String
+    let device: Device
     let view: MatrixView
     /// Dimensions as the caller gave them: a vector [r] is seen as a matrix [1, r].
     let dimensions: Int
@@ -118,7 +119,7 @@ extension Tensor {
         guard let tensor else {
             throw .invalidArgument(argument: argument, expected: "a tensor", got: "a null pointer")
         }
-        try requireCPU(tensor, argument)
+        device = try Device(tensor.pointee.device, argument)
         guard let type = scalarType(tensor.pointee.dtype) else {
             throw .unsupportedType(argument: argument, expected: supportedTypes, got: describe(tensor.pointee.dtype))
         }
@@ -171,19 +172,20 @@ extension Core {
     }
 }
 
-func requireCPU(_ tensor: UnsafePointer<DLTensor>, _ argument: String) throws(LowRankError) {
-    let device = tensor.pointee.device
-    switch Int(device.device_type) {
-    case kDLCPU, kDLCUDAHost: return
-    case kDLCUDA: throw .unsupportedDevice(argument: argument, got: "CUDA device \(device.device_id), which is not served yet")
-    default: throw .unsupportedDevice(argument: argument, got: "DLPack device type \(device.device_type)")
-    }
-}
-
-/// Throws where an output shares memory with another tensor of the call, or with itself.
-func requireSeparate(outputs: [Tensor?], inputs: [Tensor?] = []) throws(LowRankError) {
+/// Throws where the tensors of a call are not all on one device, or an output shares memory with another tensor of the
+/// call or with itself.
+/// - Returns: The device.
+@discardableResult
+func requireSeparate(outputs: [Tensor?], inputs: [Tensor?] = []) throws(LowRankError) -> Device {
     let outputs = outputs.compactMap { $0 }
     let inputs = inputs.compactMap { $0 }
+    // A call names its main input first.
+    guard let first = inputs.first ?? outputs.first else { return .cpu }
+    for other in outputs + inputs where other.device != first.device {
+        throw .differentDevice(
+            argument: other.argument, expected: "memory on \(first.device), where \(first.argument) is",
+            got: "memory on \(other.device)")
+    }
     for (i, output) in outputs.enumerated() {
         if output.view.overlapsItself {
             throw .overlap(argument: output.argument, other: "itself")
@@ -192,6 +194,7 @@ func requireSeparate(outputs: [Tensor?], inputs: [Tensor?] = []) throws(LowRankE
             throw .overlap(argument: output.argument, other: other.argument)
         }
     }
+    return first.device
 }
 
 extension MatrixView {

@@ -73,7 +73,7 @@ public struct EffectiveUp {
         try core.requireGradient(dCore)
         switch core {
         case .identity: break
-        case .diagonal: backend.setValues(backend.columnDots(up, gradient), of: dCore)
+        case .diagonal: try backend.columnDots(up, gradient, scale: 1, into: dCore)
         case .square: try backend.multiply(alpha: 1, up.transposed, gradient, beta: 0, into: dCore)
         }
     }

@@ -105,7 +105,7 @@ public struct UpProjection {
     ) throws(LowRankError) {
         switch core {
         case .identity: break
-        case .diagonal: backend.setValues(backend.columnDots(p, h).map { $0 * scale }, of: target)
+        case .diagonal: try backend.columnDots(p, h, scale: scale, into: target)
         case .square: try backend.multiply(alpha: scale, p.transposed, h, beta: 0, into: target)
         }
     }

@@ -39,6 +39,9 @@ public protocol Backend: Sendable {
     /// Writes a vector's elements from the host.
     func setValues(_ values: [Double], of vector: MatrixView)
 
+    /// Writes int64 numbers to a vector whose view calls its elements float64, which have the same size.
+    func setIndices(_ indices: [Int], of vector: MatrixView) throws(LowRankError)
+
     // MARK: Reductions
 
     /// Largest magnitude, or NaN where an element is not finite.
@@ -49,6 +52,9 @@ public protocol Backend: Sendable {
 
     /// For each column j the sum over i of `a[i, j] * b[i, j]`, in float64.
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double]
+
+    /// Writes `scale` times the column products to a vector, without the host having to read them.
+    func columnDots(_ a: MatrixView, _ b: MatrixView, scale: Double, into target: MatrixView) throws(LowRankError)
 
     /// The sum of the squares of all elements, in float64; not finite where an element is not.
     func squaredNorm(of source: MatrixView) -> Double
@@ -116,6 +122,17 @@ extension Backend {
             return Matrix(adopting: target.address, rows: rows, columns: columns, type: type, order: .rowMajor) { _ in }
         }
         return try makeMatrix(rows: rows, columns: columns, type: type, order: .rowMajor)
+    }
+
+    public func setIndices(_ indices: [Int], of vector: MatrixView) throws(LowRankError) {
+        let stride = 8 * (vector.columns == 1 ? vector.rowStride : vector.columnStride)
+        for (i, index) in indices.enumerated() { vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self) }
+    }
+
+    public func columnDots(
+        _ a: MatrixView, _ b: MatrixView, scale: Double, into target: MatrixView
+    ) throws(LowRankError) {
+        setValues(columnDots(a, b).map { $0 * scale }, of: target)
     }
 
     /// `a b` as a new matrix of the compute type.

@@ -16,6 +16,8 @@ public enum LowRankError: Error, Equatable {
     case unsupportedType(argument: String, expected: String, got: String)
     /// The memory lies on a device that no backend serves.
     case unsupportedDevice(argument: String, got: String)
+    /// The memory lies on another device than that of an earlier argument.
+    case differentDevice(argument: String, expected: String, got: String)
     /// A backend's libraries are not there.
     case backendUnavailable(reason: String)
     /// Finite input for which no usable result was reached: overflow on the way, or no convergence.
@@ -30,7 +32,8 @@ extension LowRankError: CustomStringConvertible {
     public var description: String {
         switch self {
         case .invalidShape(let argument, let expected, let got), .invalidArgument(let argument, let expected, let got),
-            .unsupportedType(let argument, let expected, let got):
+            .unsupportedType(let argument, let expected, let got),
+            .differentDevice(let argument, let expected, let got):
             "\(argument): expected \(expected), got \(got)"
         case .nonFinite(let argument, let row, let column):
             "\(argument): expected finite values, got a NaN or infinity, the first one at [\(row), \(column)]"
@@ -39,7 +42,7 @@ extension LowRankError: CustomStringConvertible {
         case .overlap(let argument, let other):
             "\(argument): expected memory of its own, got memory that overlaps \(other)"
         case .unsupportedDevice(let argument, let got):
-            "\(argument): expected CPU memory, got \(got)"
+            "\(argument): expected memory on the CPU or a CUDA device, got \(got)"
         case .backendUnavailable(let reason):
             reason
         case .numericalFailure(let operation, let reason):

@@ -5,7 +5,8 @@
 ///
 /// The function is SplitMix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
 public struct RandomStream: Sendable {
-    private let key: UInt64
+    /// What tells the stream apart; a device makes the same numbers from it.
+    package let key: UInt64
 
     /// - Parameters:
     ///   - seed: The caller's seed.

@@ -14,7 +14,7 @@ import Testing
             (.readOnly, "test: expected writable memory, got a read-only array"),
             (.overlap, "test: expected memory of its own, got memory that overlaps itself"),
             (.unsupportedDtype, "test: expected a type, got another"),
-            (.unsupportedDevice, "test: expected CPU memory, got another device"),
+            (.unsupportedDevice, "test: expected memory on the CPU or a CUDA device, got another device"),
             (.backendUnavailable, "test: not there"),
             (.numericalFailure, "test: asked for"),
             (.outOfMemory, "could not allocate 0 bytes for intermediate results"),

@@ -101,14 +101,24 @@ import Testing
     @Test(arguments: TestCall.allArguments)
     func otherDevices(names: (call: String, argument: String)) throws {
         for (type, id, got) in [
-            (kDLCUDA, 1, "CUDA device 1"), (4, 0, "DLPack device type 4"), (-7, 0, "DLPack device type -7"),
+            (kDLCUDA, -1, "(2, -1)"), (4, 0, "(4, 0)"), (-7, 0, "(-7, 0)"),
         ] {
-            try expectRefusal(names, .unsupportedDevice, { "\($0): expected CPU memory, got \(got)" }) { tensor in
+            let message = "expected memory on the CPU or a CUDA device, got DLPack device \(got)"
+            try expectRefusal(names, .unsupportedDevice, { "\($0): \(message)" }) { tensor in
                 tensor.pointer.pointee.device = DLDevice(device_type: Int32(type), device_id: Int32(id))
                 // Memory of another device must not be looked at.
                 tensor.pointer.pointee.data = nil
             }
         }
+    }
+
+    @Test(arguments: TestCall.allArguments)
+    func oneOnAnotherDevice(names: (call: String, argument: String)) throws {
+        let call = try TestCall.named(names.call)
+        if call.arguments.count == 1 { return }
+        try call(names.argument).pointer.pointee.device = DLDevice(device_type: Int32(kDLCUDA), device_id: 1)
+        #expect(call() == .unsupportedDevice)
+        #expect(lastMessage.contains("expected memory on") && lastMessage.contains("CUDA device 1"), "\(lastMessage)")
     }
 
     @Test(arguments: TestCall.allArguments)

@@ -20,7 +20,14 @@ import Testing
             (.readOnly(argument: "out"), "out: expected writable memory, got a read-only array"),
             (.overlap(argument: "out", other: "x"), "out: expected memory of its own, got memory that overlaps x"),
             (.unsupportedType(argument: "x", expected: "float32", got: "int8"), "x: expected float32, got int8"),
-            (.unsupportedDevice(argument: "x", got: "CUDA device 0"), "x: expected CPU memory, got CUDA device 0"),
+            (
+                .unsupportedDevice(argument: "x", got: "another"),
+                "x: expected memory on the CPU or a CUDA device, got another"
+            ),
+            (
+                .differentDevice(argument: "up", expected: "memory on the CPU, where x is", got: "memory on CUDA device 0"),
+                "up: expected memory on the CPU, where x is, got memory on CUDA device 0"
+            ),
             (.backendUnavailable(reason: "no driver"), "no driver"),
             (.numericalFailure(operation: "svd", reason: "no convergence"), "svd: no convergence"),
             (.outOfMemory(bytes: 12), "could not allocate 12 bytes for intermediate results"),

@@ -27,21 +27,15 @@ enum {
   LR_CUDA_ERROR_OUT_OF_MEMORY = 2,
   LR_CUDA_ERROR_NO_DEVICE = 100,
   LR_CUDA_ERROR_NO_BINARY_FOR_GPU = 209,
-  LR_CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222,
-  LR_CUDA_ERROR_NOT_SUPPORTED = 801
+  LR_CUDA_ERROR_UNSUPPORTED_PTX_VERSION = 222
 };
 
 // CUdevice_attribute
 enum {
-  LR_CUDA_MULTIPROCESSOR_COUNT = 16,
   LR_CUDA_COMPUTE_CAPABILITY_MAJOR = 75,
   LR_CUDA_COMPUTE_CAPABILITY_MINOR = 76,
-  LR_CUDA_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
   LR_CUDA_MEMORY_POOLS_SUPPORTED = 115
 };
-
-// CUfunction_attribute
-enum { LR_CUDA_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };
 
 typedef int (*pfn_cuInit)(unsigned int flags);
 typedef int (*pfn_cuDriverGetVersion)(int *version);
@@ -58,18 +52,13 @@ typedef int (*pfn_cuMemAlloc_v2)(lr_cuda_address *address, size_t bytes);
 typedef int (*pfn_cuMemFree_v2)(lr_cuda_address address);
 typedef int (*pfn_cuMemcpyDtoHAsync_v2)(void *target, lr_cuda_address source, size_t bytes, void *stream);
 typedef int (*pfn_cuMemcpyHtoDAsync_v2)(lr_cuda_address target, const void *source, size_t bytes, void *stream);
-typedef int (*pfn_cuMemcpyDtoDAsync_v2)(lr_cuda_address target, lr_cuda_address source, size_t bytes, void *stream);
-typedef int (*pfn_cuMemsetD8Async)(lr_cuda_address target, unsigned char value, size_t bytes, void *stream);
 typedef int (*pfn_cuStreamSynchronize)(void *stream);
 typedef int (*pfn_cuStreamIsCapturing)(void *stream, int *status);  // 0: it is not
 typedef int (*pfn_cuModuleLoadData)(void **module, const void *image);
-typedef int (*pfn_cuModuleUnload)(void *module);
 typedef int (*pfn_cuModuleGetFunction)(void **function, void *module, const char *name);
-typedef int (*pfn_cuFuncSetAttribute)(void *function, int attribute, int value);
 typedef int (*pfn_cuLaunchKernel)(void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
                                   unsigned int block_x, unsigned int block_y, unsigned int block_z,
                                   unsigned int shared_bytes, void *stream, void **parameters, void **extra);
-typedef int (*pfn_cuGetErrorName)(int error, const char **text);
 typedef int (*pfn_cuGetErrorString)(int error, const char **text);
 
 // MARK: cuBLAS, libcublas.so.12 or .13
@@ -106,6 +95,7 @@ typedef const char *(*pfn_cublasGetStatusString)(int status);
 // MARK: cuSOLVER, libcusolver.so.11 (CUDA 12) or .12 (CUDA 13)
 
 typedef int (*pfn_cusolverDnCreate)(void **handle);
+typedef int (*pfn_cusolverDnDestroy)(void *handle);
 typedef int (*pfn_cusolverDnSetStream)(void *handle, void *stream);
 
 // Sizes of workspaces count elements.

@@ -15,6 +15,6 @@ void lr_cuda_set_thread_stream(int device, void *stream);
 enum { LR_CUDA_MAX_DEVICES = 64 };
 
 /// The CUDA C++ source of all kernels, compiled at run time.
-extern const char lr_cuda_kernel_source[];
+extern const char *const lr_cuda_kernel_source;
 
 #endif

@@ -6,6 +6,9 @@
 #ifndef LOWRANK_KERNEL_ARGUMENTS_H
 #define LOWRANK_KERNEL_ARGUMENTS_H
 
+/// Threads of a block; columns and rows that a block of lr_column_dots takes; sides and depth of a tile of a product.
+enum { LR_THREADS = 256, LR_DOT_COLUMNS = 32, LR_DOT_ROWS = 512, LR_TILE = 64, LR_TILE_DEPTH = 16 };
+
 enum { LR_FLOAT32 = 0, LR_FLOAT64 = 1, LR_BFLOAT16 = 2, LR_FLOAT16 = 3 };
 
 /// A matrix on the device; strides count elements.

@@ -3,44 +3,22 @@
 // What all kernels use. No header is included, so that NVRTC needs none. A kernel is written `LR_KERNEL(name) { ... }` and
 // reads `arguments`, an lr_<name>_arguments. Blocks have LR_THREADS threads along x.
 //
-// With LR_HOST the same text is C++ for a test double of CUDA, which declares threadIdx, blockIdx, gridDim and
-// __syncthreads() before it; a kernel is then a function `name(const void *arguments)` that runs one thread, and
-// `name_size` is the size of its arguments. Blocks must run one after the other on a thread of the host.
+// With LR_HOST the same text is compiled for the host by a test double of CUDA: what only a device has needs another way then.
 
-enum { LR_THREADS = 256 };
-
-#ifdef LR_HOST
-#define LR_DEVICE static inline
-#define LR_SHARED static thread_local
-#define LR_KERNEL(name)                                                                                       \
-  static void name##_thread(const name##_arguments &arguments);                                               \
-  extern "C" __attribute__((visibility("default"))) unsigned long name##_size;                                \
-  unsigned long name##_size = sizeof(name##_arguments);                                                       \
-  extern "C" __attribute__((visibility("default"))) void name(const void *arguments) {                        \
-    name##_thread(*static_cast<const name##_arguments *>(arguments));                                         \
-  }                                                                                                           \
-  static void name##_thread(const name##_arguments &arguments)
-#else
 #define LR_DEVICE static __device__ __forceinline__
-#define LR_SHARED __shared__
+#ifdef LR_HOST
+#define LR_KERNEL(name) extern "C" __global__ void name(const name##_arguments arguments)
+#else
 #define LR_KERNEL(name) extern "C" __global__ void name(const __grid_constant__ name##_arguments arguments)
 #endif
 
 // MARK: 16-bit numbers
 
-#ifdef LR_HOST
-LR_DEVICE unsigned lr_bits(float value) { return __builtin_bit_cast(unsigned, value); }
-LR_DEVICE float lr_from_bits(unsigned bits) { return __builtin_bit_cast(float, bits); }
-#else
-LR_DEVICE unsigned lr_bits(float value) { return __float_as_uint(value); }
-LR_DEVICE float lr_from_bits(unsigned bits) { return __uint_as_float(bits); }
-#endif
-
-LR_DEVICE float lr_from_bfloat16(unsigned short bits) { return lr_from_bits((unsigned)bits << 16); }
+LR_DEVICE float lr_from_bfloat16(unsigned short bits) { return __uint_as_float((unsigned)bits << 16); }
 
 /// To the nearest, ties to even.
 LR_DEVICE unsigned short lr_to_bfloat16(float value) {
-  unsigned bits = lr_bits(value);
+  unsigned bits = __float_as_uint(value);
   if (value != value) return (unsigned short)((bits >> 16) | 0x40);
   return (unsigned short)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }

@@ -2,7 +2,7 @@
 //
 // Products of views of any types and strides. A block computes a tile of c, 4 x 4 elements a thread.
 
-enum { LR_TILE = 64, LR_TILE_DEPTH = 16, LR_PER_THREAD = 4 };
+enum { LR_PER_THREAD = 4 };
 
 /// Copies `tile[k][i] = view[first + i, depth + k]`, zeros outside of the view, along the direction in which memory runs.
 template <class Scalar>
@@ -27,7 +27,7 @@ LR_DEVICE lr_view lr_transposed(const lr_view &view) {
 }
 
 template <class Scalar> LR_DEVICE void lr_multiply_tile(const lr_multiply_arguments &arguments) {
-  LR_SHARED Scalar a_tile[LR_TILE_DEPTH][LR_TILE + 1], b_tile[LR_TILE_DEPTH][LR_TILE + 1];
+  __shared__ Scalar a_tile[LR_TILE_DEPTH][LR_TILE + 1], b_tile[LR_TILE_DEPTH][LR_TILE + 1];
   const lr_view &a = arguments.a, &c = arguments.c;
   const lr_view b = lr_transposed(arguments.b);
   long long first_row = (long long)blockIdx.x * LR_TILE, first_column = (long long)blockIdx.y * LR_TILE;

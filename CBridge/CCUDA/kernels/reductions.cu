@@ -10,7 +10,7 @@ LR_DEVICE double lr_reduced(int kind, double a, double b) {
 
 /// The reduction of one number of each thread, in thread 0.
 LR_DEVICE double lr_reduce_block(int kind, double value) {
-  LR_SHARED double values[LR_THREADS];
+  __shared__ double values[LR_THREADS];
   values[threadIdx.x] = value;
   __syncthreads();
   for (unsigned half = LR_THREADS / 2; half > 0; half /= 2) {
@@ -50,7 +50,7 @@ LR_KERNEL(lr_reduce_partials) {
 LR_DEVICE long long lr_earlier(long long a, long long b) { return b < 0 || (a >= 0 && a < b) ? a : b; }
 
 LR_DEVICE long long lr_first_of_block(long long position) {
-  LR_SHARED long long positions[LR_THREADS];
+  __shared__ long long positions[LR_THREADS];
   positions[threadIdx.x] = position;
   __syncthreads();
   for (unsigned half = LR_THREADS / 2; half > 0; half /= 2) {
@@ -78,11 +78,11 @@ LR_KERNEL(lr_first_of_partials) {
   if (threadIdx.x == 0) partials[0] = first;
 }
 
-enum { LR_DOT_COLUMNS = 32, LR_DOT_LANES = LR_THREADS / LR_DOT_COLUMNS, LR_DOT_ROWS = 512 };
+enum { LR_DOT_LANES = LR_THREADS / LR_DOT_COLUMNS };
 
 // A block takes 32 columns and a chunk of the rows.
 LR_KERNEL(lr_column_dots) {
-  LR_SHARED double sums[LR_DOT_LANES][LR_DOT_COLUMNS];
+  __shared__ double sums[LR_DOT_LANES][LR_DOT_COLUMNS];
   unsigned column = threadIdx.x % LR_DOT_COLUMNS, lane = threadIdx.x / LR_DOT_COLUMNS;
   long long j = (long long)blockIdx.x * LR_DOT_COLUMNS + column;
   long long first = (long long)blockIdx.y * LR_DOT_ROWS;

@@ -7,13 +7,16 @@
 //
 // Rules for all functions
 // - Tensors are borrowed for the call. Any strides, offsets and orders are accepted; dtype float32, float64, bfloat16 or
-//   float16; device CPU. The caller promises that outputs are writable memory and distinct from the inputs; what overlaps
+//   float16; device CPU (and CUDA host memory) or CUDA, the same for all tensors of a call. The caller promises that outputs are writable memory and distinct from the inputs; what overlaps
 //   is refused (LR_STATUS_OVERLAP).
 // - The result is a status; LR_STATUS_OK is 0. After a failure lr_last_error_message() on the same thread says which
 //   argument, what was expected and what came. Tensors that were to be changed in place are unchanged after a failure;
 //   pure outputs are unspecified.
 // - Products accumulate in float32, or in float64 where an operand is float64. Results do not depend on the number of
 //   threads. All functions may be called from several threads at once.
+// - On a CUDA device the work is enqueued on the stream that lr_cuda_set_stream has set, and may not be done when a function
+//   returns; what is returned through host memory is. The adapters' forward and backward never wait for the device. The first
+//   CUDA tensor opens the CUDA driver, cuBLAS, cuSOLVER and NVRTC; BACKEND_UNAVAILABLE where one can't be used.
 #ifndef LOWRANK_H
 #define LOWRANK_H
 
@@ -52,7 +55,8 @@ int32_t lr_abi_version_minor(void);
 const char *lr_last_error_message(void);
 
 /// JSON object: release or debug build, vendor of the CPU, instruction set in use and those of the CPU, BLAS build string and
-/// core, threads and the team they are of.
+/// core, threads and the team they are of; cuda: null before the first CUDA tensor, then the libraries' paths and devices in use,
+/// or why there are none.
 /// Valid until this thread's next call of this function.
 const char *lr_config(void);
 
@@ -167,6 +171,14 @@ lr_status_t lr_base_product(const DLTensor *x, const DLTensor *weight, const DLT
 /// W += scale * B C A. Before any write: NON_FINITE where a factor holds a NaN or an infinity, NUMERICAL_FAILURE where a
 /// finite entry of W would leave the range of its dtype. Entries of W that are not finite stay so.
 lr_status_t lr_merge(DLTensor *weight, const DLTensor *down, const DLTensor *core, const DLTensor *up, double scale);
+
+/// The stream (a CUstream or cudaStream_t; NULL is the default stream) of this thread's later calls on a CUDA device.
+/// INVALID_ARGUMENT for a device outside 0...63. Opens nothing.
+lr_status_t lr_cuda_set_stream(int32_t device, void *stream);
+
+/// Does for a device and this thread's stream what first calls would: opens the libraries, compiles the kernels, makes
+/// handles. Needed before calls are captured into a CUDA graph. BACKEND_UNAVAILABLE.
+lr_status_t lr_cuda_warmup(int32_t device);
 
 /// For tests of callers: fails with `status` and a message, or succeeds for LR_STATUS_OK.
 lr_status_t lr_test_status(lr_status_t status);

@@ -16,9 +16,6 @@ extension CPUBackend {
 
     /// What runs here, as names and JSON values.
     public static var configuration: [(name: String, json: String)] {
-        func quoted(_ text: String) -> String {
-            "\"" + text.map { $0 == "\"" || $0 == "\\" ? "\\\($0)" : "\($0)" }.joined() + "\""
-        }
         #if DEBUG
             let build = "debug"
         #else
@@ -36,4 +33,9 @@ extension CPUBackend {
             ("thread_team", quoted(ThreadTeam.current.rawValue)),
         ]
     }
+}
+
+/// A JSON string.
+func quoted(_ text: String) -> String {
+    "\"" + text.map { $0 == "\"" || $0 == "\\" ? "\\\($0)" : "\($0)" }.joined() + "\""
 }

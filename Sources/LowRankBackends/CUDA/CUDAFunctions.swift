@@ -21,16 +21,11 @@ struct CUDADriver: Sendable {
     let cuMemFree_v2: pfn_cuMemFree_v2
     let cuMemcpyDtoHAsync_v2: pfn_cuMemcpyDtoHAsync_v2
     let cuMemcpyHtoDAsync_v2: pfn_cuMemcpyHtoDAsync_v2
-    let cuMemcpyDtoDAsync_v2: pfn_cuMemcpyDtoDAsync_v2
-    let cuMemsetD8Async: pfn_cuMemsetD8Async
     let cuStreamSynchronize: pfn_cuStreamSynchronize
     let cuStreamIsCapturing: pfn_cuStreamIsCapturing
     let cuModuleLoadData: pfn_cuModuleLoadData
-    let cuModuleUnload: pfn_cuModuleUnload
     let cuModuleGetFunction: pfn_cuModuleGetFunction
-    let cuFuncSetAttribute: pfn_cuFuncSetAttribute
     let cuLaunchKernel: pfn_cuLaunchKernel
-    let cuGetErrorName: pfn_cuGetErrorName
     let cuGetErrorString: pfn_cuGetErrorString
 
     init(_ library: SharedLibrary) throws(LowRankError) {
@@ -49,26 +44,24 @@ struct CUDADriver: Sendable {
         cuMemFree_v2 = try library.function("cuMemFree_v2")
         cuMemcpyDtoHAsync_v2 = try library.function("cuMemcpyDtoHAsync_v2")
         cuMemcpyHtoDAsync_v2 = try library.function("cuMemcpyHtoDAsync_v2")
-        cuMemcpyDtoDAsync_v2 = try library.function("cuMemcpyDtoDAsync_v2")
-        cuMemsetD8Async = try library.function("cuMemsetD8Async")
         cuStreamSynchronize = try library.function("cuStreamSynchronize")
         cuStreamIsCapturing = try library.function("cuStreamIsCapturing")
         cuModuleLoadData = try library.function("cuModuleLoadData")
-        cuModuleUnload = try library.function("cuModuleUnload")
         cuModuleGetFunction = try library.function("cuModuleGetFunction")
-        cuFuncSetAttribute = try library.function("cuFuncSetAttribute")
         cuLaunchKernel = try library.function("cuLaunchKernel")
-        cuGetErrorName = try library.function("cuGetErrorName")
         cuGetErrorString = try library.function("cuGetErrorString")
     }
 
     /// Throws what a call returned unless it is success.
-    func check(_ result: Int32, _ call: String) throws(LowRankError) {
+    ///
+    /// - Parameter bytes: What the call was to allocate.
+    func check(_ result: Int32, _ call: String, bytes: Int = 0) throws(LowRankError) {
         if result == LR_CUDA_SUCCESS { return }
         var text: UnsafePointer<CChar>?
         _ = cuGetErrorString(result, &text)
         let message = "CUDA: \(call) failed with error \(result)" + (text.map { ", \(String(cString: $0))" } ?? "")
         switch Int(result) {
+        case LR_CUDA_ERROR_OUT_OF_MEMORY: throw .outOfMemory(bytes: bytes)
         case LR_CUDA_ERROR_NO_DEVICE, LR_CUDA_ERROR_NO_BINARY_FOR_GPU, LR_CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
             throw .backendUnavailable(reason: message)
         default: throw .internal(message)
@@ -111,6 +104,7 @@ struct CUDABLAS: Sendable {
 /// libcusolver.
 struct CUDASolver: Sendable {
     let cusolverDnCreate: pfn_cusolverDnCreate
+    let cusolverDnDestroy: pfn_cusolverDnDestroy
     let cusolverDnSetStream: pfn_cusolverDnSetStream
     let cusolverDnSgeqrf_bufferSize: pfn_cusolverDnSgeqrf_bufferSize
     let cusolverDnDgeqrf_bufferSize: pfn_cusolverDnDgeqrf_bufferSize
@@ -127,6 +121,7 @@ struct CUDASolver: Sendable {
 
     init(_ library: SharedLibrary) throws(LowRankError) {
         cusolverDnCreate = try library.function("cusolverDnCreate")
+        cusolverDnDestroy = try library.function("cusolverDnDestroy")
         cusolverDnSetStream = try library.function("cusolverDnSetStream")
         cusolverDnSgeqrf_bufferSize = try library.function("cusolverDnSgeqrf_bufferSize")
         cusolverDnDgeqrf_bufferSize = try library.function("cusolverDnDgeqrf_bufferSize")

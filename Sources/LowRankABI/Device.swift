@@ -1,0 +1,49 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CLowRank
+import LowRank
+import LowRankBackends
+
+/// Where a tensor's memory is.
+enum Device: Equatable {
+    case cpu
+    case cuda(Int)
+
+    init(_ device: DLDevice, _ argument: String) throws(LowRankError) {
+        switch Int(device.device_type) {
+        case kDLCPU, kDLCUDAHost: self = .cpu
+        case kDLCUDA where device.device_id >= 0: self = .cuda(Int(device.device_id))
+        default:
+            throw .unsupportedDevice(
+                argument: argument, got: "DLPack device (\(device.device_type), \(device.device_id))")
+        }
+    }
+
+    /// Runs the body on the device's backend.
+    func run(_ body: (any Backend) throws(LowRankError) -> Void) throws(LowRankError) {
+        switch self {
+        case .cpu: try body(Self.cpuBackend)
+        case .cuda(let ordinal): try CUDABackend.run(onDevice: ordinal, body)
+        }
+    }
+
+    private static let cpuBackend: any Backend = CPUBackend.shared
+}
+
+extension Device: CustomStringConvertible {
+    var description: String {
+        switch self {
+        case .cpu: "the CPU"
+        case .cuda(let ordinal): "CUDA device \(ordinal)"
+        }
+    }
+}
+
+@c @implementation
+public func lr_cuda_set_stream(_ device: Int32, _ stream: UnsafeMutableRawPointer?) -> lr_status_t {
+    call { () throws(LowRankError) in try CUDABackend.setStream(stream, device: Int(device)) }
+}
+
+@c @implementation
+public func lr_cuda_warmup(_ device: Int32) -> lr_status_t {
+    call { () throws(LowRankError) in try CUDABackend.warmUp(device: Int(device)) }
+}

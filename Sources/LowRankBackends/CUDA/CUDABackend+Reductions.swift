@@ -1,0 +1,85 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CCUDA
+import LowRankCore
+
+// Each reduces to partial results of blocks whose number depends on the shape alone, then those in a fixed order.
+
+extension CUDABackend {
+    package func maxMagnitude(of source: MatrixView) -> Double { reduce(source, kind: LR_MAX_MAGNITUDE) }
+
+    package func squaredNorm(of source: MatrixView) -> Double { reduce(source, kind: LR_SQUARED_NORM) }
+
+    private func reduce(_ source: MatrixView, kind: Int) -> Double {
+        if source.isEmpty { return 0 }
+        let source = source.runsAlongColumns ? source.transposed : source
+        let blocks = reductionBlocks(of: source)
+        return session.attempt(orElse: .nan) { () throws(LowRankError) in
+            try session.withMemory(bytes: blocks * 8) { (partials) throws(LowRankError) in
+                let first = lr_reduce_arguments(
+                    source: source.onDevice, partials: partials.cudaAddress, kind: Int32(kind), unused: 0)
+                try session.launch(.reduce, first, blocks: (blocks, 1, 1))
+                if blocks > 1 {
+                    let second = lr_reduce_partials_arguments(
+                        partials: partials.cudaAddress, count: Int64(blocks), kind: Int32(kind), unused: 0)
+                    try session.launch(.reducePartials, second, blocks: (1, 1, 1))
+                }
+                return try readDoubles(partials, count: 1)[0]
+            }
+        }
+    }
+
+    package func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? {
+        if source.isEmpty { return nil }
+        let isTransposed = source.runsAlongColumns
+        let lines = isTransposed ? source.transposed : source
+        let blocks = reductionBlocks(of: source)
+        let position = session.attempt(orElse: -1) { () throws(LowRankError) -> Int in
+            try session.withMemory(bytes: blocks * 8) { (partials) throws(LowRankError) in
+                let first = lr_find_non_finite_arguments(
+                    source: lines.onDevice, partials: partials.cudaAddress, is_transposed: isTransposed ? 1 : 0, unused: 0)
+                try session.launch(.findNonFinite, first, blocks: (blocks, 1, 1))
+                if blocks > 1 {
+                    let second = lr_first_of_partials_arguments(partials: partials.cudaAddress, count: Int64(blocks))
+                    try session.launch(.firstOfPartials, second, blocks: (1, 1, 1))
+                }
+                return Int(Int64(bitPattern: try readDoubles(partials, count: 1)[0].bitPattern))
+            }
+        }
+        return position < 0 ? nil : (position / source.columns, position % source.columns)
+    }
+
+    private func reductionBlocks(of source: MatrixView) -> Int {
+        let perBlock = Int(LR_THREADS) * 16
+        return min((source.rows * source.columns + perBlock - 1) / perBlock, 1024)
+    }
+
+    package func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] {
+        let nothing = [Double](repeating: .nan, count: a.columns)
+        return session.attempt(orElse: nothing) { () throws(LowRankError) in
+            if a.columns == 0 { return [] }
+            return try session.withMemory(bytes: a.columns * 8) { (memory) throws(LowRankError) in
+                let sums = MatrixView(
+                    address: memory, type: .float64, rows: a.columns, columns: 1, rowStride: 1, columnStride: 1)
+                try columnDots(a, b, scale: 1, into: sums)
+                return try readDoubles(memory, count: a.columns)
+            }
+        }
+    }
+
+    package func columnDots(
+        _ a: MatrixView, _ b: MatrixView, scale: Double, into target: MatrixView
+    ) throws(LowRankError) {
+        precondition(a.rows == b.rows && a.columns == b.columns, "shapes of a column product")
+        if a.columns == 0 { return }
+        // Without rows there is one chunk all the same, whose sums are zeros.
+        let chunks = max(1, (a.rows + Int(LR_DOT_ROWS) - 1) / Int(LR_DOT_ROWS))
+        let groups = (a.columns + Int(LR_DOT_COLUMNS) - 1) / Int(LR_DOT_COLUMNS)
+        try session.withMemory(bytes: chunks * a.columns * 8) { (partials) throws(LowRankError) in
+            let first = lr_column_dots_arguments(a: a.onDevice, b: b.onDevice, partials: partials.cudaAddress)
+            try session.launch(.columnDots, first, blocks: (groups, chunks, 1))
+            let second = lr_sum_chunks_arguments(
+                target: target.column.onDevice, partials: partials.cudaAddress, chunks: Int64(chunks), alpha: scale)
+            try session.launch(.sumChunks, second, elements: a.columns)
+        }
+    }
+}

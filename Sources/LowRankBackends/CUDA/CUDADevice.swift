@@ -1,0 +1,164 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CCUDA
+import Glibc
+import LowRankCore
+import Synchronization
+
+/// A device with what is made for it once: its primary context, which torch and others use too, our kernels, and handles of
+/// cuBLAS and cuSOLVER. Nothing of it is ever destroyed: at the end of a process the driver may be gone first.
+final class CUDADevice: @unchecked Sendable {
+    let libraries: CUDALibraries
+    let ordinal: Int
+    let context: UnsafeMutableRawPointer
+    let hasMemoryPools: Bool
+    let kernels: CUDAKernels
+    private let idleHandles = Mutex<[CUDAHandles]>([])
+
+    private init(_ ordinal: Int, stream: UnsafeMutableRawPointer?) throws(LowRankError) {
+        let libraries = try CUDALibraries.shared()
+        self.libraries = libraries
+        self.ordinal = ordinal
+        let driver = libraries.driver
+        var count: Int32 = 0
+        try driver.check(driver.cuDeviceGetCount(&count), "cuDeviceGetCount")
+        if ordinal >= count {
+            throw .backendUnavailable(reason: "CUDA device \(ordinal) is not there: the driver finds \(count)")
+        }
+        var device: Int32 = 0
+        try driver.check(driver.cuDeviceGet(&device, Int32(ordinal)), "cuDeviceGet")
+        var context: UnsafeMutableRawPointer?
+        try driver.check(driver.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain")
+        guard let context else { throw .internal("CUDA: cuDevicePrimaryCtxRetain gave no context") }
+        self.context = context
+        func attribute(_ attribute: Int) throws(LowRankError) -> Int32 {
+            var value: Int32 = 0
+            try driver.check(driver.cuDeviceGetAttribute(&value, Int32(attribute), device), "cuDeviceGetAttribute")
+            return value
+        }
+        hasMemoryPools = try attribute(LR_CUDA_MEMORY_POOLS_SUPPORTED) != 0
+        let (major, minor) = (
+            try attribute(LR_CUDA_COMPUTE_CAPABILITY_MAJOR), try attribute(LR_CUDA_COMPUTE_CAPABILITY_MINOR)
+        )
+        if major < 8 {
+            throw .backendUnavailable(
+                reason: "CUDA device \(ordinal) has compute capability \(major).\(minor), and 8.0 or newer is needed")
+        }
+        kernels = try driver.withCurrent(context) { () throws(LowRankError) in
+            if try driver.isCapturing(stream) {
+                throw .backendUnavailable(
+                    reason: "CUDA device \(ordinal) is used for the first time while a graph is captured: call "
+                        + "lowrank_swift.warmup(\"cuda:\(ordinal)\") before")
+            }
+            return try CUDAKernels(architecture: 10 * major + minor, libraries)
+        }
+    }
+
+    // MARK: The one of each ordinal
+
+    private struct Known {
+        var devices: [Int: CUDADevice] = [:]
+        /// The process that the devices belong to.
+        var process = getpid()
+    }
+
+    private static let known = Mutex(Known())
+
+    /// The device, made ready at its first use, which takes the time of compiling the kernels.
+    static func ready(_ ordinal: Int, stream: UnsafeMutableRawPointer?) throws(LowRankError) -> CUDADevice {
+        guard (0..<Int(LR_CUDA_MAX_DEVICES)).contains(ordinal) else {
+            throw .unsupportedDevice(argument: "device", got: "CUDA device \(ordinal)")
+        }
+        let result = known.withLock { (known) -> Result<CUDADevice, LowRankError> in
+            if let device = known.devices[ordinal] {
+                if known.process == getpid() { return .success(device) }
+                return .failure(
+                    .backendUnavailable(
+                        reason: "CUDA can't be used in a process forked after its first use; start processes by \"spawn\""))
+            }
+            do throws(LowRankError) {
+                let device = try CUDADevice(ordinal, stream: stream)
+                if known.devices.isEmpty { known.process = getpid() }
+                known.devices[ordinal] = device
+                return .success(device)
+            } catch { return .failure(error) }
+        }
+        return try result.get()
+    }
+
+    /// The ordinals in use; makes none ready.
+    static var ordinalsInUse: [Int] { known.withLock { $0.devices.keys.sorted() } }
+
+    // MARK: Handles
+
+    /// Handles whose stream is `stream`, for one caller at a time. The context must be current.
+    func takeHandles(stream: UnsafeMutableRawPointer?) throws(LowRankError) -> CUDAHandles {
+        let (idle, superfluous) = idleHandles.withLock { (handles) -> (CUDAHandles?, CUDAHandles?) in
+            if let index = handles.lastIndex(where: { $0.stream == stream }) { return (handles.remove(at: index), nil) }
+            // Streams come and go; a workspace is not for every one of them.
+            return (nil, handles.count < 16 ? nil : handles.removeFirst())
+        }
+        if let idle { return idle }
+        superfluous?.destroy(libraries)
+        return try CUDAHandles(stream: stream, libraries)
+    }
+
+    func hasIdleHandles(stream: UnsafeMutableRawPointer?) -> Bool {
+        idleHandles.withLock { $0.contains { $0.stream == stream } }
+    }
+
+    func giveBack(_ handles: CUDAHandles) { idleHandles.withLock { $0.append(handles) } }
+}
+
+/// Handles of cuBLAS and cuSOLVER on one stream. The workspace of cuBLAS is the stream's own: the products of two streams may
+/// run at once.
+struct CUDAHandles: @unchecked Sendable {
+    let stream: UnsafeMutableRawPointer?
+    let blas: UnsafeMutableRawPointer?
+    let solver: UnsafeMutableRawPointer?
+    private let workspace: lr_cuda_address
+
+    /// What NVIDIA recommends for Hopper.
+    private static let workspaceBytes = 32 << 20
+
+    init(stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
+        let (driver, blasLibrary, solverLibrary) = (libraries.driver, libraries.blas, libraries.solver)
+        var (blas, solver): (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?)
+        var workspace: lr_cuda_address = 0
+        try driver.check(driver.cuMemAlloc_v2(&workspace, Self.workspaceBytes), "cuMemAlloc", bytes: Self.workspaceBytes)
+        try blasLibrary.check(blasLibrary.cublasCreate_v2(&blas), "cublasCreate")
+        try blasLibrary.check(blasLibrary.cublasSetStream_v2(blas, stream), "cublasSetStream")
+        // After the stream, which takes the workspace back.
+        try blasLibrary.check(blasLibrary.cublasSetWorkspace_v2(blas, workspace, Self.workspaceBytes), "cublasSetWorkspace")
+        try blasLibrary.check(blasLibrary.cublasSetMathMode(blas, Int32(LR_CUBLAS_DEFAULT_MATH)), "cublasSetMathMode")
+        try solverLibrary.check(solverLibrary.cusolverDnCreate(&solver), "cusolverDnCreate")
+        try solverLibrary.check(solverLibrary.cusolverDnSetStream(solver, stream), "cusolverDnSetStream")
+        (self.stream, self.blas, self.solver, self.workspace) = (stream, blas, solver, workspace)
+    }
+
+    /// Waits for the device and gives back what was made.
+    func destroy(_ libraries: CUDALibraries) {
+        _ = libraries.blas.cublasDestroy_v2(blas)
+        _ = libraries.solver.cusolverDnDestroy(solver)
+        _ = libraries.driver.cuMemFree_v2(workspace)
+    }
+}
+
+extension CUDADriver {
+    /// Runs the body with a context current on this thread.
+    func withCurrent<Value>(
+        _ context: UnsafeMutableRawPointer, _ body: () throws(LowRankError) -> Value
+    ) throws(LowRankError) -> Value {
+        var current: UnsafeMutableRawPointer?
+        try check(cuCtxGetCurrent(&current), "cuCtxGetCurrent")
+        if current == context { return try body() }
+        try check(cuCtxPushCurrent_v2(context), "cuCtxPushCurrent")
+        defer { _ = cuCtxPopCurrent_v2(&current) }
+        return try body()
+    }
+
+    func isCapturing(_ stream: UnsafeMutableRawPointer?) throws(LowRankError) -> Bool {
+        var status: Int32 = 0
+        try check(cuStreamIsCapturing(stream, &status), "cuStreamIsCapturing")
+        return status != 0
+    }
+}

@@ -1,0 +1,140 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CCUDA
+import LowRankCore
+
+/// One call on a device: its work goes to one stream, in order. The host waits only where it reads a result.
+final class CUDASession: @unchecked Sendable {
+    let device: CUDADevice
+    let stream: UnsafeMutableRawPointer?
+    private var handles: CUDAHandles?
+    /// What went wrong in a method that does not throw: the next one that does throws it.
+    private var failure: LowRankError?
+
+    init(on device: CUDADevice, stream: UnsafeMutableRawPointer?) {
+        self.device = device
+        self.stream = stream
+    }
+
+    deinit {
+        if let handles { device.giveBack(handles) }
+    }
+
+    var driver: CUDADriver { device.libraries.driver }
+
+    // MARK: Failures
+
+    /// Throws what an earlier method kept.
+    func requireNoFailure() throws(LowRankError) {
+        if let failure { throw failure }
+    }
+
+    /// Runs what a method that can't throw does; after a failure nothing more, and the result is `fallback`.
+    func attempt<Value>(orElse fallback: Value, _ body: () throws(LowRankError) -> Value) -> Value {
+        if failure != nil { return fallback }
+        do throws(LowRankError) { return try body() } catch {
+            failure = error
+            return fallback
+        }
+    }
+
+    // MARK: Memory
+
+    /// Memory that is free again, for work later on this stream, as soon as it is released.
+    func allocate(bytes: Int) throws(LowRankError) -> UnsafeMutableRawPointer {
+        try requireNoFailure()
+        var address: lr_cuda_address = 0
+        let size = max(bytes, 16)
+        if device.hasMemoryPools {
+            try driver.check(driver.cuMemAllocAsync(&address, size, stream), "cuMemAllocAsync", bytes: size)
+        } else {
+            try driver.check(driver.cuMemAlloc_v2(&address, size), "cuMemAlloc", bytes: size)
+        }
+        guard let memory = UnsafeMutableRawPointer(bitPattern: UInt(address)) else { throw .outOfMemory(bytes: size) }
+        return memory
+    }
+
+    func release(_ memory: UnsafeMutableRawPointer) {
+        if device.hasMemoryPools {
+            _ = driver.cuMemFreeAsync(memory.cudaAddress, stream)
+        } else {
+            _ = driver.cuMemFree_v2(memory.cudaAddress)
+        }
+    }
+
+    /// Memory for the time of `body`.
+    func withMemory<Value>(
+        bytes: Int, _ body: (UnsafeMutableRawPointer) throws(LowRankError) -> Value
+    ) throws(LowRankError) -> Value {
+        let memory = try allocate(bytes: bytes)
+        defer { release(memory) }
+        return try body(memory)
+    }
+
+    /// Copies to the host and waits for it.
+    func read(_ source: UnsafeMutableRawPointer, to target: UnsafeMutableRawPointer, bytes: Int) throws(LowRankError) {
+        try requireHostMayWait()
+        try driver.check(driver.cuMemcpyDtoHAsync_v2(target, source.cudaAddress, bytes, stream), "cuMemcpyDtoHAsync")
+        try driver.check(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
+    }
+
+    /// Copies from the host, whose memory may change afterwards.
+    func write(_ source: UnsafeRawPointer, to target: UnsafeMutableRawPointer, bytes: Int) throws(LowRankError) {
+        try requireHostMayWait()
+        try driver.check(driver.cuMemcpyHtoDAsync_v2(target.cudaAddress, source, bytes, stream), "cuMemcpyHtoDAsync")
+        try driver.check(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
+    }
+
+    private func requireHostMayWait() throws(LowRankError) {
+        if try driver.isCapturing(stream) {
+            throw .backendUnavailable(
+                reason: "CUDA: this call reads results on the host, which can't be captured into a graph; only the forward "
+                    + "and the backward of adapters can")
+        }
+    }
+
+    // MARK: Work
+
+    func launch<Arguments>(
+        _ kernel: CUDAKernel, _ arguments: Arguments, blocks: (x: Int, y: Int, z: Int)
+    ) throws(LowRankError) {
+        try requireNoFailure()
+        guard let x = UInt32(exactly: blocks.x), blocks.y <= 65535, blocks.z <= 65535 else {
+            throw .invalidShape(argument: "weight", expected: "dimensions that a CUDA grid can cover", got: "\(blocks)")
+        }
+        let function = device.kernels.function(of: kernel)
+        let result = withUnsafePointer(to: arguments) { pointer in
+            withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: 1) { parameters in
+                parameters[0] = UnsafeMutableRawPointer(mutating: pointer)
+                return driver.cuLaunchKernel(
+                    function, x, UInt32(blocks.y), UInt32(blocks.z), UInt32(LR_THREADS), 1, 1, 0, stream,
+                    parameters.baseAddress, nil)
+            }
+        }
+        try driver.check(result, kernel.rawValue)
+    }
+
+    /// A kernel whose threads go through `count` elements in steps of all threads.
+    func launch<Arguments>(_ kernel: CUDAKernel, _ arguments: Arguments, elements count: Int) throws(LowRankError) {
+        let threads = Int(LR_THREADS)
+        try launch(kernel, arguments, blocks: (min((count + threads - 1) / threads, 1 << 20), 1, 1))
+    }
+
+    /// cuBLAS and cuSOLVER on the stream.
+    func libraryHandles() throws(LowRankError) -> CUDAHandles {
+        try requireNoFailure()
+        if let handles { return handles }
+        if try driver.isCapturing(stream) && !device.hasIdleHandles(stream: stream) {
+            throw .backendUnavailable(
+                reason: "CUDA device \(device.ordinal): call lowrank_swift.warmup(\"cuda:\(device.ordinal)\") on this stream "
+                    + "before a graph is captured")
+        }
+        let taken = try device.takeHandles(stream: stream)
+        handles = taken
+        return taken
+    }
+}
+
+extension UnsafeMutableRawPointer {
+    /// The address as CUDA's functions take it.
+    var cudaAddress: lr_cuda_address { lr_cuda_address(UInt(bitPattern: self)) }
+}
