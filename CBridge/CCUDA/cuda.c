@@ -7,16 +7,16 @@
 #include "cuda_support.h"
 #include "kernel_arguments.h"
 
-const char *lr_cuda_library_path(const void *address) {
+const char *cuda_library_path(const void *address) {
   Dl_info information;
   return dladdr(address, &information) != 0 ? information.dli_fname : NULL;
 }
 
 static _Thread_local void *streams[LR_CUDA_MAX_DEVICES];
 
-void *lr_cuda_thread_stream(int device) { return streams[device]; }
+void *cuda_thread_stream(int device) { return streams[device]; }
 
-void lr_cuda_set_thread_stream(int device, void *stream) { streams[device] = stream; }
+void cuda_set_thread_stream(int device, void *stream) { streams[device] = stream; }
 
 #pragma clang diagnostic ignored "-Wc23-extensions"
 
@@ -33,4 +33,4 @@ static const char kernel_source[] = {
 #embed "kernels/multiply.cu"
     , '\0'};
 
-const char *const lr_cuda_kernel_source = kernel_source;
+const char *const cuda_kernel_source = kernel_source;

@@ -8,8 +8,18 @@ bool native_begin(native_call *call, PyObject *module, const char *function, Py_
     PyErr_Format(PyExc_TypeError, "%s: expected %zd positional arguments, got %zd", function, expected, count);
     return false;
   }
-  *call = (native_call){.state = native_get_state(module), .status = LR_STATUS_OK};
+  *call = (native_call){.state = native_get_state(module), .status = LR_STATUS_OK, .cuda_device = -1};
   return true;
+}
+
+void native_wait(native_call *call) {
+  if (call->waits) {
+    // Also after a failure: what was enqueued before it may use memory that the caller frees.
+    lr_status_t status = lr_cuda_synchronize(call->cuda_device);
+    if (call->status == LR_STATUS_OK) {
+      call->status = status;
+    }
+  }
 }
 
 bool native_finish(native_call *call) {

@@ -228,6 +228,22 @@ static PyObject *config(PyObject *module, PyObject *unused) {
   return PyUnicode_FromString(lr_config());
 }
 
+static PyObject *warmup(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+  native_call call;
+  if (!native_begin(&call, module, "warmup", count, 2)) {
+    return NULL;
+  }
+  int32_t device = native_int32(&call, args[0], "device");
+  uint64_t stream = native_uint64(&call, args[1], "stream");
+  if (!call.failed) {
+    call.status = lr_cuda_set_stream(device, (void *)(uintptr_t)stream);
+  }
+  if (call.status == LR_STATUS_OK) {
+    NATIVE_RUN(&call, lr_cuda_warmup(device));
+  }
+  return finish_with_none(&call);
+}
+
 static PyObject *test_status(PyObject *module, PyObject *const *args, Py_ssize_t count) {
   native_call call;
   if (!native_begin(&call, module, "_test_status", count, 1)) {
@@ -277,6 +293,7 @@ PyMethodDef native_methods[] = {
     {"get_num_threads", get_num_threads, METH_NOARGS,
      "get_num_threads()\n--\n\nReturns the number of threads that the next call may use."},
     {"config", config, METH_NOARGS, "config()\n--\n\nVersion, instruction set, BLAS and threads as a JSON object."},
+    {"warmup", FAST(warmup), "warmup(device, stream, /)\n--\n\nMakes a CUDA device ready."},
     {"_test_status", FAST(test_status), "_test_status(status, /)\n--\n\nFails with a status, for tests."},
     {NULL, NULL, 0, NULL},
 };

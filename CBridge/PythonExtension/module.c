@@ -10,7 +10,8 @@ static int module_exec(PyObject *module) {
   state->no_arguments = PyTuple_New(0);
   state->dlpack_arguments = Py_BuildValue("{s(ii)}", "max_version", 1, 0);
   state->exchange_name = PyUnicode_InternFromString("__dlpack_c_exchange_api__");
-  if (state->no_arguments == NULL || state->dlpack_arguments == NULL || state->exchange_name == NULL ||
+  state->torch_name = PyUnicode_InternFromString("torch");
+  if (state->torch_name == NULL || state->no_arguments == NULL || state->dlpack_arguments == NULL || state->exchange_name == NULL ||
       !native_add_exceptions(module, state) || !native_add_tensor_type(module, state)) {
     return -1;
   }
@@ -25,6 +26,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
   Py_VISIT(state->no_arguments);
   Py_VISIT(state->dlpack_arguments);
   Py_VISIT(state->exchange_name);
+  Py_VISIT(state->torch_name);
   Py_VISIT(state->plain_type);
   Py_VISIT(state->tensor_type);
   return 0;
@@ -38,6 +40,7 @@ static int module_clear(PyObject *module) {
   Py_CLEAR(state->no_arguments);
   Py_CLEAR(state->dlpack_arguments);
   Py_CLEAR(state->exchange_name);
+  Py_CLEAR(state->torch_name);
   Py_CLEAR(state->plain_type);
   Py_CLEAR(state->tensor_type);
   return 0;

@@ -20,6 +20,7 @@ typedef struct {
   PyObject *internal_error;
   PyObject *no_arguments;      // ()
   PyObject *dlpack_arguments;  // {"max_version": (1, 0)}
+  PyObject *torch_name;        // "torch"
   PyObject *exchange_name;     // "__dlpack_c_exchange_api__"
   PyObject *plain_type;        // the last type seen without that attribute, or NULL
   PyObject *tensor_type;       // lowrank_swift.Tensor
@@ -57,6 +58,8 @@ typedef struct {
   native_state *state;
   bool failed;  // an exception is set
   lr_status_t status;
+  int cuda_device;  // the device whose stream is set, -1 for none
+  bool waits;       // for what the call has enqueued, as the caller's framework knows nothing of our stream
   int tensor_count;
   native_tensor tensors[NATIVE_MAX_TENSORS];
 } native_call;
@@ -73,12 +76,16 @@ double native_double(native_call *call, PyObject *object, const char *name);
 bool native_bool(native_call *call, PyObject *object);
 const char *native_string(native_call *call, PyObject *object, const char *name);
 
+/// Waits for the device's work where the call has to. A failed call keeps its own failure.
+void native_wait(native_call *call);
+
 /// Runs an lr_* expression without the GIL, unless the call has failed already.
 #define NATIVE_RUN(call, expression)      \
   do {                                    \
     if (!(call)->failed) {                \
       Py_BEGIN_ALLOW_THREADS              \
       (call)->status = (expression);      \
+      native_wait(call);                  \
       Py_END_ALLOW_THREADS                \
     }                                     \
   } while (0)

@@ -78,15 +78,16 @@ PyObject *native_allocate_ranks(PyObject *module, PyObject *const *args, Py_ssiz
 }
 
 /// The sizes and strides of a vector or matrix of elements that this package knows. Returns false with an exception set.
-static bool as_matrix(native_call *call, const DLTensor *tensor, const char *name, int64_t shape[2], int64_t strides[2]) {
+static bool as_matrix(native_call *call, const DLTensor *tensor, const char *name, bool is_on_host, int64_t shape[2],
+                      int64_t strides[2]) {
   if (call->failed) {
     return false;
   }
   if (tensor->ndim < 1 || tensor->ndim > 2) {
     PyErr_Format(PyExc_ValueError, "%s: expected 1 or 2 dimensions, got %d", name, tensor->ndim);
-  } else if (tensor->device.device_type != kDLCPU) {
-    PyErr_Format(PyExc_BufferError, "%s: expected CPU memory, got DLPack device type %d", name,
-                 (int)tensor->device.device_type);
+  } else if (is_on_host && tensor->device.device_type == kDLCUDA) {
+    PyErr_Format(PyExc_BufferError, "%s: expected memory on the CPU, got memory on CUDA device %d", name,
+                 (int)tensor->device.device_id);
   } else if (native_dtype_name(tensor->dtype) == NULL) {
     PyErr_Format(PyExc_TypeError, "%s: expected float32, float64, bfloat16 or float16, got another dtype", name);
   }
@@ -111,7 +112,7 @@ PyObject *native_contents(PyObject *module, PyObject *const *args, Py_ssize_t co
   const DLTensor *tensor = native_borrow(&call, args[0], name, NATIVE_READ);
   int64_t shape[2], strides[2], elements, bytes;
   PyObject *result = NULL;
-  if (as_matrix(&call, tensor, name, shape, strides)) {
+  if (as_matrix(&call, tensor, name, false, shape, strides)) {
     int64_t size = tensor->dtype.bits / 8;
     if (__builtin_mul_overflow(shape[0], shape[1], &elements) || __builtin_mul_overflow(elements, size, &bytes)) {
       PyErr_NoMemory();
@@ -119,7 +120,9 @@ PyObject *native_contents(PyObject *module, PyObject *const *args, Py_ssize_t co
       result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes);
     }
     call.failed = result == NULL;
-    if (result != NULL && bytes > 0) {
+    if (result != NULL && bytes > 0 && tensor->device.device_type == kDLCUDA) {
+      NATIVE_RUN(&call, lr_cuda_read(tensor, PyBytes_AsString(result)));
+    } else if (result != NULL && bytes > 0) {
       char *target = PyBytes_AsString(result);
       const char *source = (const char *)tensor->data + tensor->byte_offset;
       Py_BEGIN_ALLOW_THREADS
@@ -151,7 +154,7 @@ PyObject *native_read_file(PyObject *module, PyObject *const *args, Py_ssize_t c
   int64_t offset = native_int64(&call, args[1], "offset");
   const DLTensor *out = native_borrow(&call, args[2], "out", NATIVE_WRITE);
   int64_t shape[2], strides[2];
-  if (as_matrix(&call, out, "out", shape, strides)) {
+  if (as_matrix(&call, out, "out", true, shape, strides)) {
     if (shape[0] > 0 && shape[1] > 0 && (strides[1] != 1 || (shape[0] > 1 && strides[0] != shape[1]))) {
       PyErr_SetString(PyExc_ValueError, "out: expected a contiguous tensor, got one with other strides");
       call.failed = true;

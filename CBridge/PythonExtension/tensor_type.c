@@ -65,8 +65,18 @@ static int64_t set_compact_strides(DLTensor *tensor) {
   return overflows || bytes > PTRDIFF_MAX - MEMORY_ALIGNMENT ? -1 : bytes;
 }
 
-static bool allocate_zeros(tensor_object *self) {
+static bool allocate_zeros(native_call *call, tensor_object *self) {
   int64_t bytes = set_compact_strides(&self->tensor);
+  if (bytes >= 0 && self->tensor.device.device_type == kDLCUDA) {
+    int32_t device = self->tensor.device.device_id;
+    // The stream of all that is exported without a framework that says which is its own.
+    call->status = lr_cuda_set_stream(device, NULL);
+    if (call->status == LR_STATUS_OK) {
+      NATIVE_RUN(call, lr_cuda_allocate(device, (uint64_t)bytes, &self->memory));
+    }
+    self->tensor.data = self->memory;
+    return native_finish(call);
+  }
   if (bytes >= 0) {
     size_t size = ((size_t)bytes / MEMORY_ALIGNMENT + 1) * MEMORY_ALIGNMENT;
     self->memory = aligned_alloc(MEMORY_ALIGNMENT, size);
@@ -82,9 +92,16 @@ static bool allocate_zeros(tensor_object *self) {
 }
 
 static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-  static char *names[] = {"shape", "dtype", NULL};
+  static char *names[] = {"shape", "dtype", "dl_device", NULL};
   PyObject *shape, *dtype_object = NULL;
-  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|O:Tensor", names, &shape, &dtype_object)) {
+  int device_type = kDLCPU, device_id = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|O(ii):Tensor", names, &shape, &dtype_object, &device_type,
+                                   &device_id)) {
+    return NULL;
+  }
+  if (device_type != kDLCPU && device_type != kDLCUDA) {
+    PyErr_Format(PyExc_ValueError, "dl_device: expected the CPU (1, 0) or a CUDA device (2, index), got (%d, %d)", device_type,
+                 device_id);
     return NULL;
   }
   if (!PyTuple_Check(shape)) {
@@ -95,7 +112,7 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     PyErr_Format(PyExc_ValueError, "shape: expected at most %d sizes, got %zd", MAX_DIMENSIONS, PyTuple_Size(shape));
     return NULL;
   }
-  native_call call = {0};
+  native_call call = {.state = PyType_GetModuleState(type), .cuda_device = -1};
   const char *dtype = dtype_object == NULL ? "float32" : native_string(&call, dtype_object, "dtype");
   if (dtype == NULL) {
     return NULL;
@@ -113,7 +130,7 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     return NULL;
   }
   self->tensor.dtype = dtypes[index].dtype;
-  self->tensor.device = (DLDevice){kDLCPU, 0};
+  self->tensor.device = (DLDevice){device_type, device_id};
   for (int32_t i = 0; i < self->tensor.ndim; i++) {
     self->extents[i] = native_int64(&call, PyTuple_GetItem(shape, i), "shape");
     if (self->extents[i] < 0 && !call.failed) {
@@ -124,7 +141,7 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *keywor
       return NULL;
     }
   }
-  if (!allocate_zeros(self)) {
+  if (!allocate_zeros(&call, self)) {
     Py_CLEAR(self);
   }
   return (PyObject *)self;
@@ -136,7 +153,11 @@ static void tensor_dealloc(PyObject *object) {
   // A deleter may run Python code, which must not see an exception that is on its way.
   PyObject *error, *value, *traceback;
   PyErr_Fetch(&error, &value, &traceback);
-  free(self->memory);
+  if (self->tensor.device.device_type == kDLCUDA) {
+    lr_cuda_free(self->tensor.device.device_id, self->memory);
+  } else {
+    free(self->memory);
+  }
   Py_XDECREF(self->owner);
   native_release(&self->source);
   PyErr_Restore(error, value, traceback);
@@ -372,7 +393,7 @@ static PyMethodDef tensor_methods[] = {
      "__dlpack__($self, /, *, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
      "Export the memory as a DLPack capsule."},
     {"__dlpack_device__", tensor_dlpack_device, METH_NOARGS,
-     "__dlpack_device__($self, /)\n--\n\nReturn the DLPack device, which is a CPU."},
+     "__dlpack_device__($self, /)\n--\n\nReturn the DLPack device, such as ``(1, 0)`` for the CPU."},
     {"_as_matrix", tensor_as_matrix, METH_NOARGS,
      "_as_matrix($self, /)\n--\n\nA view with all dimensions but the last made one, or None where that needs a copy."},
     {NULL, NULL, 0, NULL},
@@ -385,11 +406,12 @@ static PyGetSetDef tensor_getset[] = {
 };
 
 static PyType_Slot tensor_slots[] = {
-    {Py_tp_doc, "Tensor(shape, dtype='float32')\n--\n\n"
-                "A tensor on the CPU for callers without a framework, read through DLPack.\n\n"
+    {Py_tp_doc, "Tensor(shape, dtype='float32', dl_device=(1, 0))\n--\n\n"
+                "A tensor for callers without a framework, read through DLPack.\n\n"
                 "``numpy.from_dlpack``, ``torch.from_dlpack`` and their like share its memory, which starts as zeros.\n\n"
                 "Args:\n    shape (tuple[int, ...]): Sizes of the dimensions.\n"
-                "    dtype (str): ``\"float32\"``, ``\"float64\"``, ``\"bfloat16\"``, ``\"float16\"`` or ``\"int64\"``.\n\n"
+                "    dtype (str): ``\"float32\"``, ``\"float64\"``, ``\"bfloat16\"``, ``\"float16\"`` or ``\"int64\"``.\n"
+                "    dl_device (tuple[int, int]): DLPack device: the CPU, or ``(2, index)`` for a CUDA device.\n\n"
                 "Raises:\n    TypeError: if an argument is of another type.\n    ValueError: if a size is negative.\n"},
     {Py_tp_new, tensor_new},
     {Py_tp_dealloc, tensor_dealloc},

@@ -30,22 +30,19 @@ static void raise_export_error(const char *name) {
   PyErr_Restore(type, value, traceback);
 }
 
-/// Refuses a device other than the CPU.
-static bool check_device(int type, int id, const char *name) {
-  if (type == kDLCPU || type == kDLCUDAHost) {
+/// Refuses a device other than the CPU or CUDA's.
+static bool check_device(DLDevice device, const char *name) {
+  if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost || device.device_type == kDLCUDA) {
     return true;
   }
-  if (type == kDLCUDA) {
-    PyErr_Format(PyExc_BufferError, "%s: expected a tensor on the CPU, got one on CUDA device %d", name, id);
-  } else {
-    PyErr_Format(PyExc_BufferError, "%s: expected a tensor on the CPU, got one on DLPack device (%d, %d)", name, type,
-                 id);
-  }
+  PyErr_Format(PyExc_BufferError, "%s: expected a tensor on the CPU or a CUDA device, got one on DLPack device (%d, %d)",
+               name, (int)device.device_type, (int)device.device_id);
   return false;
 }
 
 /// Refuses what lives elsewhere before anything is exported, which for a device tensor could wait for its stream.
-static bool ask_device(PyObject *object, const char *name) {
+static bool ask_device(PyObject *object, DLDevice *device, const char *name) {
+  *device = (DLDevice){kDLCPU, 0};
   PyObject *method = PyObject_GetAttrString(object, "__dlpack_device__");
   if (method == NULL) {
     if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
@@ -54,20 +51,72 @@ static bool ask_device(PyObject *object, const char *name) {
     PyErr_Clear();  // The library reads the device from the tensor itself.
     return true;
   }
-  PyObject *device = PyObject_CallNoArgs(method);
+  PyObject *answer = PyObject_CallNoArgs(method);
   Py_DECREF(method);
   int type = 0, id = 0;
-  bool parsed = device != NULL && PyArg_Parse(device, "(ii)", &type, &id);
-  Py_XDECREF(device);
+  bool parsed = answer != NULL && PyArg_Parse(answer, "(ii)", &type, &id);
+  Py_XDECREF(answer);
   if (!parsed) {
     raise_export_error(name);
     return false;
   }
-  return check_device(type, id, name);
+  *device = (DLDevice){type, id};
+  return check_device(*device, name);
+}
+
+// MARK: Streams
+
+/// The stream that torch has its work done on now, for tensors of versions without the exchange API.
+/// Returns 1 for a tensor of torch, 0 for another object, -1 with an exception.
+static int torch_stream(const native_state *state, PyObject *object, int device, void **stream) {
+  PyObject *torch = PyImport_GetModule(state->torch_name);
+  PyObject *type = torch == NULL ? NULL : PyObject_GetAttrString(torch, "Tensor");
+  int result = type == NULL ? (PyErr_Occurred() ? -1 : 0) : PyObject_IsInstance(object, type);
+  if (result == 1) {
+    PyObject *cuda = PyObject_GetAttrString(torch, "cuda");
+    PyObject *current = cuda == NULL ? NULL : PyObject_CallMethod(cuda, "current_stream", "i", device);
+    PyObject *address = current == NULL ? NULL : PyObject_GetAttrString(current, "cuda_stream");
+    *stream = address == NULL ? NULL : PyLong_AsVoidPtr(address);
+    result = PyErr_Occurred() ? -1 : 1;
+    Py_XDECREF(address);
+    Py_XDECREF(current);
+    Py_XDECREF(cuda);
+  }
+  Py_XDECREF(type);
+  Py_XDECREF(torch);
+  return result;
+}
+
+/// Has the call run on a stream, where its first tensor is. `waits` for what comes from frameworks that order their own
+/// streams with the legacy default stream alone.
+static void set_stream(native_call *call, int device, void *stream, bool waits) {
+  if (call->cuda_device < 0) {
+    call->cuda_device = device;
+    // A device that is refused here is refused by the call, too.
+    lr_cuda_set_stream(device, stream);
+  }
+  call->waits |= waits;
+}
+
+// MARK: Exports
+
+// What `__dlpack__` takes as a consumer's stream.
+enum { LEGACY_DEFAULT_STREAM = 1, NO_SYNCHRONIZATION = -1 };
+
+/// The keywords of an export from a CUDA device, with the call's stream set (new reference).
+static PyObject *cuda_arguments(native_call *call, PyObject *object, int device) {
+  void *stream = NULL;
+  int is_torch = torch_stream(call->state, object, device, &stream);
+  if (is_torch < 0) {
+    return NULL;
+  }
+  set_stream(call, device, stream, is_torch == 0);
+  int number = is_torch != 0 ? NO_SYNCHRONIZATION : LEGACY_DEFAULT_STREAM;
+  return Py_BuildValue("{s(ii)si}", "max_version", 1, 0, "stream", number);
 }
 
 /// Calls `__dlpack__` for a versioned capsule, or an unversioned one where the exporter is older (new reference).
-static PyObject *export_capsule(const native_state *state, PyObject *object, const char *name) {
+static PyObject *export_capsule(native_call *call, PyObject *object, DLDevice device, const char *name) {
   PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
   if (method == NULL) {
     if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
@@ -76,11 +125,19 @@ static PyObject *export_capsule(const native_state *state, PyObject *object, con
     }
     return NULL;
   }
-  PyObject *capsule = PyObject_Call(method, state->no_arguments, state->dlpack_arguments);
-  if (capsule == NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
+  const native_state *state = call->state;
+  PyObject *keywords = device.device_type == kDLCUDA ? cuda_arguments(call, object, device.device_id)
+                                                     : Py_NewRef(state->dlpack_arguments);
+  PyObject *capsule = keywords == NULL ? NULL : PyObject_Call(method, state->no_arguments, keywords);
+  if (capsule == NULL && keywords != NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
     PyErr_Clear();
-    capsule = PyObject_CallNoArgs(method);
+    PyObject *fewer = PyDict_Copy(keywords);
+    if (fewer != NULL && PyDict_DelItemString(fewer, "max_version") == 0) {
+      capsule = PyObject_Call(method, state->no_arguments, fewer);
+    }
+    Py_XDECREF(fewer);
   }
+  Py_XDECREF(keywords);
   Py_DECREF(method);
   if (capsule == NULL) {
     raise_export_error(name);
@@ -153,9 +210,23 @@ static const DLPackExchangeAPI *exchange_api(native_state *state, PyObject *obje
   return (const DLPackExchangeAPI *)header;
 }
 
+/// Has the call run on the framework's current stream of a CUDA device. Returns false with an exception set.
+static bool follow_stream(native_call *call, const DLPackExchangeAPI *api, DLDevice device) {
+  if (device.device_type != kDLCUDA) {
+    return true;
+  }
+  void *stream = NULL;
+  bool is_known = api->current_work_stream != NULL;
+  if (is_known && api->current_work_stream(device.device_type, device.device_id, &stream) != 0) {
+    return false;
+  }
+  set_stream(call, device.device_id, stream, !is_known);
+  return true;
+}
+
 /// Borrows without a capsule and without calling Python. Returns NULL without an exception where that is not possible.
-static DLTensor *exchange(native_state *state, PyObject *object, const char *name, int access, native_tensor *tensor) {
-  const DLPackExchangeAPI *api = exchange_api(state, object);
+static DLTensor *exchange(native_call *call, PyObject *object, const char *name, int access, native_tensor *tensor) {
+  const DLPackExchangeAPI *api = exchange_api(call->state, object);
   if (api == NULL) {
     return NULL;
   }
@@ -177,7 +248,7 @@ static DLTensor *exchange(native_state *state, PyObject *object, const char *nam
     return NULL;
   }
   if ((tensor->versioned != NULL && !check_managed(tensor->versioned, name, (access & NATIVE_WRITE) != 0)) ||
-      !check_device(result->device.device_type, result->device.device_id, name)) {
+      !check_device(result->device, name) || !follow_stream(call, api, result->device)) {
     native_release(tensor);
     return NULL;
   }
@@ -189,9 +260,10 @@ DLTensor *native_borrow(native_call *call, PyObject *object, const char *name, i
     return NULL;
   }
   native_tensor *tensor = &call->tensors[call->tensor_count];
-  DLTensor *result = exchange(call->state, object, name, access, tensor);
-  if (result == NULL && !PyErr_Occurred() && ask_device(object, name)) {
-    PyObject *capsule = export_capsule(call->state, object, name);
+  DLTensor *result = exchange(call, object, name, access, tensor);
+  DLDevice device;
+  if (result == NULL && !PyErr_Occurred() && ask_device(object, &device, name)) {
+    PyObject *capsule = export_capsule(call, object, device, name);
     if (capsule != NULL) {
       result = consume(tensor, capsule, name, (access & NATIVE_WRITE) != 0);
       Py_DECREF(capsule);

@@ -37,13 +37,3 @@ extension Device: CustomStringConvertible {
         }
     }
 }
-
-@c @implementation
-public func lr_cuda_set_stream(_ device: Int32, _ stream: UnsafeMutableRawPointer?) -> lr_status_t {
-    call { () throws(LowRankError) in try CUDABackend.setStream(stream, device: Int(device)) }
-}
-
-@c @implementation
-public func lr_cuda_warmup(_ device: Int32) -> lr_status_t {
-    call { () throws(LowRankError) in try CUDABackend.warmUp(device: Int(device)) }
-}

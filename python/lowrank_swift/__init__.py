@@ -3,8 +3,8 @@
 
 Every adapter is ``delta W = scale * up @ core @ down`` beside a frozen weight ``W`` of shape ``(out, in)``; the methods
 differ in the factorization of ``W`` that fills the three and in which of them train. This module knows no framework:
-tensors are torch's, numpy's or any with ``__dlpack__`` on the CPU, and what comes back is of the same kind where that
-can be told, else a ``Tensor``. ``lowrank_swift.torch`` adapts models.
+tensors are torch's, numpy's or any with ``__dlpack__``, on the CPU or a CUDA device, and what comes back is of the same
+kind where that can be told, else a ``Tensor``. ``lowrank_swift.torch`` adapts models.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ except ImportError as error:
 
 from ._adapters import AdapterGradients, adapter_backward, adapter_forward, merge_, unmerge_
 from ._config import show_config
+from ._cuda import warmup
 from ._factorizations import LDUResult, QRResult, SVDResult, ldu, qr, svd
 from ._factors import Factors
 from ._initializers import lamda, lamda_, loldu, loldu_, lora_xs, olora, olora_, pissa, pissa_
@@ -65,4 +66,5 @@ __all__ = [
     "spectrum",
     "svd",
     "unmerge_",
+    "warmup",
 ]

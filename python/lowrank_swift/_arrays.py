@@ -10,10 +10,17 @@ from typing import Any, Protocol
 
 from . import _native
 
-__all__ = ["Array", "Framework", "flatten_leading", "framework_of", "matrix_shape"]
+__all__ = ["Array", "Framework", "device_of", "flatten_leading", "framework_of", "matrix_shape"]
 
 Array = Any
-"""A tensor on the CPU: a ``torch.Tensor``, a ``numpy.ndarray``, or any other object with ``__dlpack__``."""
+"""On the CPU or a CUDA device: a ``torch.Tensor``, a ``numpy.ndarray``, or any other object with ``__dlpack__``."""
+
+
+_CPU = (1, 0)
+"""DLPack's name of the CPU."""
+
+_CUDA = 2
+"""DLPack's number of CUDA devices."""
 
 
 class Framework(Protocol):
@@ -130,7 +137,7 @@ class _DLPack:
         return str(name).rpartition(".")[2]
 
     def empty(self, shape: Sequence[int], dtype: str, like: Array) -> Array:
-        return _native.Tensor(tuple(shape), dtype)
+        return _native.Tensor(tuple(shape), dtype, device_of(like))
 
     zeros = empty
 
@@ -175,6 +182,13 @@ def framework_of(array: Array, name: str) -> Framework:
     raise TypeError(
         f"{name}: expected a torch.Tensor, a numpy.ndarray or another array with __dlpack__, got {type(array).__name__}"
     )
+
+
+def device_of(array: Array) -> tuple[int, int]:
+    """Return the DLPack device that a ``Tensor`` beside an array is made on: the array's, or the CPU."""
+    method = getattr(array, "__dlpack_device__", None)
+    kind, index = _CPU if method is None else method()
+    return (_CUDA, int(index)) if kind == _CUDA else _CPU
 
 
 def matrix_shape(array: Array, name: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _native
-from ._arrays import Array, framework_of
+from ._arrays import Array, device_of, framework_of
 from ._atomic import replacing_files
 from ._checkpoint import StoredMatrix
 
@@ -51,7 +51,7 @@ class SpectrumCache:
             weight: Array = source.read()
         else:
             weight = framework_of(source, "weight").shared(source, "weight")
-        out = _native.Tensor((rank,), "float64")
+        out = _native.Tensor((rank,), "float64", device_of(weight))
         norm, _ = _native.spectrum(weight, rank, self._tol, self._seed, out)
         values = array("d", _native.contents(out, "values"))
         if self._path is not None:

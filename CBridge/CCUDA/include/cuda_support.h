@@ -5,16 +5,16 @@
 #define LOWRANK_CUDA_SUPPORT_H
 
 /// The file that the code or data at an address was loaded from, or NULL.
-const char *lr_cuda_library_path(const void *address);
+const char *cuda_library_path(const void *address);
 
 /// The stream of a device that this thread's calls run on; NULL, the default stream, until set. `device` is below
 /// LR_CUDA_MAX_DEVICES.
-void *lr_cuda_thread_stream(int device);
-void lr_cuda_set_thread_stream(int device, void *stream);
+void *cuda_thread_stream(int device);
+void cuda_set_thread_stream(int device, void *stream);
 
 enum { LR_CUDA_MAX_DEVICES = 64 };
 
 /// The CUDA C++ source of all kernels, compiled at run time.
-extern const char *const lr_cuda_kernel_source;
+extern const char *const cuda_kernel_source;
 
 #endif

@@ -69,6 +69,8 @@ typedef struct DLPackExchangeAPIHeader {
 // no owner: the object must outlive it.
 typedef int (*DLPackManagedTensorFromPyObjectNoSync)(void *object, DLManagedTensorVersioned **out);
 typedef int (*DLPackDLTensorFromPyObjectNoSync)(void *object, DLTensor *out);
+// The stream on which the framework has its work done now on a device.
+typedef int (*DLPackCurrentWorkStream)(int32_t device_type, int32_t device_id, void **out_stream);
 
 typedef struct DLPackExchangeAPI {
   DLPackExchangeAPIHeader header;
@@ -76,7 +78,7 @@ typedef struct DLPackExchangeAPI {
   DLPackManagedTensorFromPyObjectNoSync managed_tensor_from_py_object_no_sync;
   void (*managed_tensor_to_py_object_no_sync)(void);
   DLPackDLTensorFromPyObjectNoSync dltensor_from_py_object_no_sync;  // may be NULL
-  void (*current_work_stream)(void);
+  DLPackCurrentWorkStream current_work_stream;
 } DLPackExchangeAPI;
 
 #ifdef __cplusplus

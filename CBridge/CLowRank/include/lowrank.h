@@ -180,6 +180,16 @@ lr_status_t lr_cuda_set_stream(int32_t device, void *stream);
 /// handles. Needed before calls are captured into a CUDA graph. BACKEND_UNAVAILABLE.
 lr_status_t lr_cuda_warmup(int32_t device);
 
+/// Waits until the work on this thread's stream of a device is done.
+lr_status_t lr_cuda_synchronize(int32_t device);
+
+/// Memory of zeros on a CUDA device, for callers without a framework, and its release, which waits for the device.
+lr_status_t lr_cuda_allocate(int32_t device, uint64_t bytes, void **out_memory);
+lr_status_t lr_cuda_free(int32_t device, void *memory);
+
+/// Copies the elements of a matrix or vector on a CUDA device to host memory, row by row, and waits for them.
+lr_status_t lr_cuda_read(const DLTensor *matrix, void *out);
+
 /// For tests of callers: fails with `status` and a message, or succeeds for LR_STATUS_OK.
 lr_status_t lr_test_status(lr_status_t status);
 

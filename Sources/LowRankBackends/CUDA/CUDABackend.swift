@@ -12,15 +12,21 @@ package struct CUDABackend: Backend {
     package static func run(
         onDevice ordinal: Int, _ body: (any Backend) throws(LowRankError) -> Void
     ) throws(LowRankError) {
+        try run(onDevice: ordinal) { (session: CUDASession) throws(LowRankError) in try body(CUDABackend(session: session)) }
+    }
+
+    private static func run(
+        onDevice ordinal: Int, _ body: (CUDASession) throws(LowRankError) -> Void
+    ) throws(LowRankError) {
         let libraries = try CUDALibraries.shared()
         guard (0..<Int(LR_CUDA_MAX_DEVICES)).contains(ordinal) else {
             throw .unsupportedDevice(argument: "device", got: "CUDA device \(ordinal)")
         }
-        let stream = lr_cuda_thread_stream(Int32(ordinal))
+        let stream = cuda_thread_stream(Int32(ordinal))
         let device = try CUDADevice.ready(ordinal, stream: stream)
         try libraries.driver.withCurrent(device.context) { () throws(LowRankError) in
             let session = CUDASession(on: device, stream: stream)
-            do throws(LowRankError) { try body(CUDABackend(session: session)) } catch {
+            do throws(LowRankError) { try body(session) } catch {
                 // What made the body fail, where it went on after a failure without knowing.
                 try session.requireNoFailure()
                 throw error
@@ -29,11 +35,57 @@ package struct CUDABackend: Backend {
         }
     }
 
-    /// Does for a device and the thread's stream what its first calls would, so that graphs can be captured.
+    /// Does for a device and the thread's stream what its first calls would, so that graphs can be captured on any stream.
     package static func warmUp(device ordinal: Int) throws(LowRankError) {
-        try run(onDevice: ordinal) { (backend) throws(LowRankError) in
-            guard let backend = backend as? CUDABackend else { return }
-            _ = try backend.session.libraryHandles()
+        try run(onDevice: ordinal) { (session) throws(LowRankError) in
+            _ = try session.libraryHandles()
+            try session.device.reserveHandles()
+        }
+    }
+
+    /// Waits for the work on the thread's stream.
+    package static func synchronize(device ordinal: Int) throws(LowRankError) {
+        try run(onDevice: ordinal) { (session) throws(LowRankError) in
+            try session.driver.check(session.driver.cuStreamSynchronize(session.stream), "cuStreamSynchronize")
+        }
+    }
+
+    /// Zeros, to be given to ``free(_:device:)``.
+    package static func allocateZeros(bytes: Int, device ordinal: Int) throws(LowRankError) -> UnsafeMutableRawPointer {
+        var result: UnsafeMutableRawPointer?
+        try run(onDevice: ordinal) { (session) throws(LowRankError) in
+            // Whole float64 numbers, which are zero as zero bits.
+            let count = max(1, (bytes + 7) / 8)
+            var address: lr_cuda_address = 0
+            try session.driver.check(session.driver.cuMemAlloc_v2(&address, count * 8), "cuMemAlloc", bytes: count * 8)
+            guard let memory = UnsafeMutableRawPointer(bitPattern: UInt(address)) else { throw .outOfMemory(bytes: bytes) }
+            result = memory
+            CUDABackend(session: session).clear(
+                MatrixView(address: memory, type: .float64, rows: 1, columns: count, rowStride: count, columnStride: 1))
+            // For whatever stream uses it next.
+            try session.driver.check(session.driver.cuStreamSynchronize(session.stream), "cuStreamSynchronize")
+        }
+        guard let result else { throw .outOfMemory(bytes: bytes) }
+        return result
+    }
+
+    package static func free(_ memory: UnsafeMutableRawPointer, device ordinal: Int) throws(LowRankError) {
+        try run(onDevice: ordinal) { (session) throws(LowRankError) in
+            try session.driver.check(session.driver.cuMemFree_v2(memory.cudaAddress), "cuMemFree")
+        }
+    }
+
+    /// Copies a matrix to the host, row by row.
+    package static func read(
+        _ matrix: MatrixView, to target: UnsafeMutableRawPointer, device ordinal: Int
+    ) throws(LowRankError) {
+        if matrix.isEmpty { return }
+        try run(onDevice: ordinal) { (session) throws(LowRankError) in
+            let backend = CUDABackend(session: session)
+            let compact = try backend.makeMatrix(
+                rows: matrix.rows, columns: matrix.columns, type: matrix.type, order: .rowMajor)
+            try backend.copy(matrix, to: compact.view)
+            try session.read(compact.view.address, to: target, bytes: matrix.rows * matrix.columns * matrix.type.size)
         }
     }
 
@@ -43,7 +95,7 @@ package struct CUDABackend: Backend {
             throw .invalidArgument(
                 argument: "device", expected: "0 <= device < \(LR_CUDA_MAX_DEVICES)", got: "\(ordinal)")
         }
-        lr_cuda_set_thread_stream(Int32(ordinal), stream)
+        cuda_set_thread_stream(Int32(ordinal), stream)
     }
 
     /// Which libraries are open and which devices in use, as names and JSON values; opens nothing.

@@ -92,18 +92,39 @@ final class CUDADevice: @unchecked Sendable {
 
     /// Handles whose stream is `stream`, for one caller at a time. The context must be current.
     func takeHandles(stream: UnsafeMutableRawPointer?) throws(LowRankError) -> CUDAHandles {
-        let (idle, superfluous) = idleHandles.withLock { (handles) -> (CUDAHandles?, CUDAHandles?) in
-            if let index = handles.lastIndex(where: { $0.stream == stream }) { return (handles.remove(at: index), nil) }
+        if let idle = idleHandles(stream: stream) { return idle }
+        let isCapturing = try libraries.driver.isCapturing(stream)
+        let (reserved, superfluous) = idleHandles.withLock { (handles) -> (CUDAHandles?, CUDAHandles?) in
+            if isCapturing { return (handles.firstIndex { $0.isReserve }.map { handles.remove(at: $0) }, nil) }
             // Streams come and go; a workspace is not for every one of them.
-            return (nil, handles.count < 16 ? nil : handles.removeFirst())
+            let places = handles.indices.filter { !handles[$0].isReserve && !handles[$0].isInGraph }
+            return (nil, places.count < 16 ? nil : handles.remove(at: places[0]))
         }
-        if let idle { return idle }
+        if var handles = reserved {
+            try handles.move(toCapturedStream: stream, libraries)
+            return handles
+        }
+        // Memory can't be allocated while a graph is captured.
+        if isCapturing {
+            throw .backendUnavailable(
+                reason: "CUDA device \(ordinal): call lowrank_swift.warmup(\"cuda:\(ordinal)\") before a graph is captured")
+        }
         superfluous?.destroy(libraries)
         return try CUDAHandles(stream: stream, libraries)
     }
 
-    func hasIdleHandles(stream: UnsafeMutableRawPointer?) -> Bool {
-        idleHandles.withLock { $0.contains { $0.stream == stream } }
+    private func idleHandles(stream: UnsafeMutableRawPointer?) -> CUDAHandles? {
+        idleHandles.withLock { handles in
+            handles.lastIndex { $0.stream == stream && !$0.isReserve }.map { handles.remove(at: $0) }
+        }
+    }
+
+    /// Sees to handles for a stream that is yet to be captured.
+    func reserveHandles() throws(LowRankError) {
+        if idleHandles.withLock({ $0.contains(where: \.isReserve) }) { return }
+        var handles = try CUDAHandles(stream: nil, libraries)
+        handles.isReserve = true
+        giveBack(handles)
     }
 
     func giveBack(_ handles: CUDAHandles) { idleHandles.withLock { $0.append(handles) } }
@@ -112,7 +133,11 @@ final class CUDADevice: @unchecked Sendable {
 /// Handles of cuBLAS and cuSOLVER on one stream. The workspace of cuBLAS is the stream's own: the products of two streams may
 /// run at once.
 struct CUDAHandles: @unchecked Sendable {
-    let stream: UnsafeMutableRawPointer?
+    private(set) var stream: UnsafeMutableRawPointer?
+    /// Kept for a stream to come.
+    var isReserve = false
+    /// A captured graph uses the workspace as long as it lives.
+    private(set) var isInGraph = false
     let blas: UnsafeMutableRawPointer?
     let solver: UnsafeMutableRawPointer?
     private let workspace: lr_cuda_address
@@ -126,13 +151,25 @@ struct CUDAHandles: @unchecked Sendable {
         var workspace: lr_cuda_address = 0
         try driver.check(driver.cuMemAlloc_v2(&workspace, Self.workspaceBytes), "cuMemAlloc", bytes: Self.workspaceBytes)
         try blasLibrary.check(blasLibrary.cublasCreate_v2(&blas), "cublasCreate")
+        try blasLibrary.check(blasLibrary.cublasSetMathMode(blas, Int32(LR_CUBLAS_DEFAULT_MATH)), "cublasSetMathMode")
+        try solverLibrary.check(solverLibrary.cusolverDnCreate(&solver), "cusolverDnCreate")
+        (self.stream, self.blas, self.solver, self.workspace) = (stream, blas, solver, workspace)
+        try setStream(stream, libraries)
+    }
+
+    private mutating func setStream(_ stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
+        let (blasLibrary, solverLibrary) = (libraries.blas, libraries.solver)
+        self.stream = stream
         try blasLibrary.check(blasLibrary.cublasSetStream_v2(blas, stream), "cublasSetStream")
         // After the stream, which takes the workspace back.
         try blasLibrary.check(blasLibrary.cublasSetWorkspace_v2(blas, workspace, Self.workspaceBytes), "cublasSetWorkspace")
-        try blasLibrary.check(blasLibrary.cublasSetMathMode(blas, Int32(LR_CUBLAS_DEFAULT_MATH)), "cublasSetMathMode")
-        try solverLibrary.check(solverLibrary.cusolverDnCreate(&solver), "cusolverDnCreate")
         try solverLibrary.check(solverLibrary.cusolverDnSetStream(solver, stream), "cusolverDnSetStream")
-        (self.stream, self.blas, self.solver, self.workspace) = (stream, blas, solver, workspace)
+    }
+
+    /// Takes handles out of the reserve, for good.
+    mutating func move(toCapturedStream stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
+        (isReserve, isInGraph) = (false, true)
+        try setStream(stream, libraries)
     }
 
     /// Waits for the device and gives back what was made.

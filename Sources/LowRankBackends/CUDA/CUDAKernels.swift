@@ -62,7 +62,7 @@ struct CUDAKernels: @unchecked Sendable {
     ) throws(LowRankError) -> [CChar]? {
         var program: UnsafeMutableRawPointer?
         try compiler.check(
-            compiler.nvrtcCreateProgram(&program, lr_cuda_kernel_source, "lowrank.cu", 0, nil, nil), "nvrtcCreateProgram")
+            compiler.nvrtcCreateProgram(&program, cuda_kernel_source, "lowrank.cu", 0, nil, nil), "nvrtcCreateProgram")
         defer { _ = compiler.nvrtcDestroyProgram(&program) }
         let result = withOptions(["--gpu-architecture=\(option)", "--std=c++17"]) { options in
             compiler.nvrtcCompileProgram(program, Int32(options.count), options.baseAddress)

@@ -71,7 +71,7 @@ private func folderOf(_ path: String) -> String {
 
 /// The file that the code or data at an address was loaded from.
 private func pathOfLibrary(_ address: UnsafeRawPointer) -> String? {
-    lr_cuda_library_path(address).map { String(cString: $0) }
+    cuda_library_path(address).map { String(cString: $0) }
 }
 
 /// Where CUDA's libraries may be: folders that the user names, the process, folders beside what is loaded and beside this

@@ -123,11 +123,6 @@ final class CUDASession: @unchecked Sendable {
     func libraryHandles() throws(LowRankError) -> CUDAHandles {
         try requireNoFailure()
         if let handles { return handles }
-        if try driver.isCapturing(stream) && !device.hasIdleHandles(stream: stream) {
-            throw .backendUnavailable(
-                reason: "CUDA device \(device.ordinal): call lowrank_swift.warmup(\"cuda:\(device.ordinal)\") on this stream "
-                    + "before a graph is captured")
-        }
         let taken = try device.takeHandles(stream: stream)
         handles = taken
         return taken

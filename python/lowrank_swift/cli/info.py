@@ -21,7 +21,6 @@ __all__ = ["collect_info", "info"]
 
 _LIBRARIES = ("numpy", "torch", "peft", "transformers", "safetensors")
 _VARIABLES = ("LOWRANK_ISA", "LOWRANK_THREADS", "OMP_NUM_THREADS", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
-_CUDA = "not used by this version"
 _WIDTH = 120  # of output that isn't a terminal's
 
 
@@ -37,7 +36,6 @@ def collect_info() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "processors": len(os.sched_getaffinity(0)),
         **native,
-        "cuda": _CUDA,
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
 
@@ -69,7 +67,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         elif name == "environment":
             rows += [(variable, setting) for variable, setting in value.items()]
         else:
-            rows.append((label, ", ".join(value) if isinstance(value, list) else str(value)))
+            text = ", ".join(value) if isinstance(value, list) else "not in use" if value is None else str(value)
+            rows.append((label, text))
     return rows
 
 

@@ -113,7 +113,8 @@ for _schema, _kernel in (
     ("base_product_(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()", _base_product),
 ):
     _name = _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
-    _library.impl(_name, _kernel, "CPU")  # type: ignore[no-untyped-call]
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _kernel, _device)  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"lowrank_swift::{_name}", lambda *_: None, lib=_library)
 
 #: out += scale * ((x A^T) C^T) B^T and h = x A^T, for 2-D x, or one such product for each matrix of 3-D x, out and h; h
