@@ -125,4 +125,20 @@ typedef struct lr_sum_slices_arguments {
   int type, unused;
 } lr_sum_slices_arguments;
 
+enum { LR_TERMS = 3 };
+
+/// target[i, t * columns + j] = term t of source[i, j] * scale, where the terms are of a 16-bit type and add up to it. The scale
+/// is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of float16; 1 without an address.
+typedef struct lr_split_terms_arguments {
+  lr_view source, target;
+  unsigned long long magnitude;
+} lr_split_terms_arguments;
+
+/// c = alpha / scale * the sum over t of terms[i, t * columns + j] + beta * c, with the scale of lr_split_terms.
+typedef struct lr_sum_terms_arguments {
+  lr_view terms, c;
+  unsigned long long magnitude;
+  double alpha, beta;
+} lr_sum_terms_arguments;
+
 #endif

@@ -85,3 +85,42 @@ LR_KERNEL(lr_sum_slices) {
     lr_sum_slices_of<float>(arguments);
   }
 }
+
+// MARK: A float32 block as 16-bit terms, for products with a 16-bit matrix on tensor cores
+
+/// The power of two that moves a magnitude into [2^14, 2^15), below the largest float16; 1 for zero and what is not finite.
+LR_DEVICE double lr_term_scale(unsigned long long magnitude) {
+  double value = magnitude == 0 ? 0 : *(const double *)magnitude;
+  if (value == 0 || !lr_is_finite(value)) return 1;
+  int exponent = (int)(__float_as_uint((float)value) >> 23) - 127;
+  // The power may be beyond float32: as two factors.
+  int shift = 14 - exponent, half = shift / 2;
+  return (double)__uint_as_float((unsigned)(127 + half) << 23) * (double)__uint_as_float((unsigned)(127 + shift - half) << 23);
+}
+
+LR_KERNEL(lr_split_terms) {
+  double scale = lr_term_scale(arguments.magnitude);
+  LR_FOR_EACH_ELEMENT(arguments.source, position, i, j) {
+    float rest = (float)(scale * lr_load<double>(arguments.source, i, j));
+    for (int t = 0; t < LR_TERMS; t++) {
+      // Of bfloat16 the upper half: 8 of 24 bits a term, and no rounding up to infinity.
+      float term = arguments.target.type == LR_BFLOAT16 ? __uint_as_float(__float_as_uint(rest) & 0xffff0000u)
+                                                        : lr_from_float16(lr_to_float16(rest));
+      if (!lr_is_finite(rest)) term = rest;
+      lr_store(arguments.target, i, t * arguments.source.columns + j, term);
+      rest = lr_is_finite(rest) ? rest - term : 0;
+    }
+  }
+}
+
+LR_KERNEL(lr_sum_terms) {
+  const lr_view &c = arguments.c;
+  float factor = (float)(arguments.alpha / lr_term_scale(arguments.magnitude));
+  LR_FOR_EACH_ELEMENT(c, position, i, j) {
+    float sum = 0;
+    for (int t = LR_TERMS - 1; t >= 0; t--) sum += lr_load<float>(arguments.terms, i, t * c.columns + j);
+    float value = factor * sum;
+    if (arguments.beta != 0) value += (float)arguments.beta * lr_load<float>(c, i, j);
+    lr_store(c, i, j, value);
+  }
+}

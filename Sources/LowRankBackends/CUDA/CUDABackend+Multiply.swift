@@ -8,6 +8,8 @@ extension CUDABackend {
     ) throws(LowRankError) {
         precondition(a.rows == c.rows && b.columns == c.columns && a.columns == b.rows, "shapes of a product")
         if c.isEmpty { return try session.requireNoFailure() }
+        if try multiplyWithBLAS(alpha: alpha, a, b, beta: beta, into: c) { return }
+        if try multiplyInTerms(alpha: alpha, a, b, beta: beta, into: c) { return }
         // Rows of c are the longer dimension of a grid, and neighbouring threads write along its columns.
         if c.columns > c.rows * 65536 || (c.runsAlongColumns && c.rows < c.columns * 65536) {
             return try multiplyTiles(alpha: alpha, b.transposed, a.transposed, beta: beta, into: c.transposed)

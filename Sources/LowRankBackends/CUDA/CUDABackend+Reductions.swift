@@ -11,20 +11,29 @@ extension CUDABackend {
 
     private func reduce(_ source: MatrixView, kind: Int) -> Double {
         if source.isEmpty { return 0 }
+        return session.attempt(orElse: .nan) { () throws(LowRankError) in
+            try withReduction(of: source, kind: kind) { (result) throws(LowRankError) in
+                try readDoubles(result, count: 1)[0]
+            }
+        }
+    }
+
+    /// Runs the body with the address of a float64 on the device that will hold the reduction; nobody waits for it.
+    func withReduction<Value>(
+        of source: MatrixView, kind: Int, _ body: (UnsafeMutableRawPointer) throws(LowRankError) -> Value
+    ) throws(LowRankError) -> Value {
         let source = source.runsAlongColumns ? source.transposed : source
         let blocks = reductionBlocks(of: source)
-        return session.attempt(orElse: .nan) { () throws(LowRankError) in
-            try session.withMemory(bytes: blocks * 8) { (partials) throws(LowRankError) in
-                let first = lr_reduce_arguments(
-                    source: source.onDevice, partials: partials.cudaAddress, kind: Int32(kind), unused: 0)
-                try session.launch(.reduce, first, blocks: (blocks, 1, 1))
-                if blocks > 1 {
-                    let second = lr_reduce_partials_arguments(
-                        partials: partials.cudaAddress, count: Int64(blocks), kind: Int32(kind), unused: 0)
-                    try session.launch(.reducePartials, second, blocks: (1, 1, 1))
-                }
-                return try readDoubles(partials, count: 1)[0]
+        return try session.withMemory(bytes: blocks * 8) { (partials) throws(LowRankError) in
+            let first = lr_reduce_arguments(
+                source: source.onDevice, partials: partials.cudaAddress, kind: Int32(kind), unused: 0)
+            try session.launch(.reduce, first, blocks: (blocks, 1, 1))
+            if blocks > 1 {
+                let second = lr_reduce_partials_arguments(
+                    partials: partials.cudaAddress, count: Int64(blocks), kind: Int32(kind), unused: 0)
+                try session.launch(.reducePartials, second, blocks: (1, 1, 1))
             }
+            return try body(partials)
         }
     }
 

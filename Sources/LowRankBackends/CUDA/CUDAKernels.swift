@@ -19,6 +19,8 @@ enum CUDAKernel: String, CaseIterable {
     case multiplyFloat32 = "lr_multiply_float32"
     case multiplyFloat64 = "lr_multiply_float64"
     case sumSlices = "lr_sum_slices"
+    case splitTerms = "lr_split_terms"
+    case sumTerms = "lr_sum_terms"
 }
 
 /// The kernels compiled for one device and loaded into its context, which must be current. They stay loaded.
