@@ -31,6 +31,8 @@ static const char kernel_source[] = {
 #embed "kernels/reductions.cu"
     , '\n',
 #embed "kernels/multiply.cu"
+    , '\n',
+#embed "kernels/panels.cu"
     , '\0'};
 
 const char *const cuda_kernel_source = kernel_source;

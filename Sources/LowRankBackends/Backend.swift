@@ -30,6 +30,9 @@ public protocol Backend: Sendable {
     /// Fills with zeros.
     func clear(_ target: MatrixView)
 
+    /// Zeros above the diagonal and ones on it; what is below stays.
+    func makeUnitLower(_ target: MatrixView)
+
     /// Element (i, j) becomes number `i * columns + j` of a uniform stream in (-1, 1).
     func fillUniform(_ target: MatrixView, from stream: RandomStream)
 
@@ -127,6 +130,11 @@ extension Backend {
     public func setIndices(_ indices: [Int], of vector: MatrixView) throws(LowRankError) {
         let stride = 8 * (vector.columns == 1 ? vector.rowStride : vector.columnStride)
         for (i, index) in indices.enumerated() { vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self) }
+    }
+
+    public func makeUnitLower(_ target: MatrixView) {
+        for j in 0..<target.columns { clear(target[0..<min(j, target.rows), j..<(j + 1)]) }
+        setValues([Double](repeating: 1, count: target.maxRank), of: target.diagonal)
     }
 
     public func columnDots(

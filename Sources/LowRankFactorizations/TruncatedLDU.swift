@@ -69,13 +69,8 @@ extension TruncatedLDU {
 
     /// Exact zeros and ones where L and U have them.
     private func writeTriangles(_ pivots: [Double], on backend: some Backend) throws(LowRankError) {
-        for (i, pivot) in pivots.enumerated() {
-            backend.clear(upper.view[i..<(i + 1), 0..<i])
-            if pivot == 0 { backend.clear(upper.view[rows: i..<(i + 1)]) }
-            backend.clear(lower.view[0..<i, i..<(i + 1)])
-        }
-        let ones = [Double](repeating: 1, count: pivots.count)
-        backend.setValues(ones, of: upper.view.diagonal)
-        backend.setValues(ones, of: lower.view.diagonal)
+        for (i, pivot) in pivots.enumerated() where pivot == 0 { backend.clear(upper.view[rows: i..<(i + 1)]) }
+        backend.makeUnitLower(upper.view[columns: 0..<pivots.count].transposed)
+        backend.makeUnitLower(lower.view)
     }
 }

@@ -141,4 +141,24 @@ typedef struct lr_sum_terms_arguments {
   double alpha, beta;
 } lr_sum_terms_arguments;
 
+/// Zeros above the diagonal and ones on it.
+typedef struct lr_unit_lower_arguments {
+  lr_view target;
+} lr_unit_lower_arguments;
+
+/// Cholesky, by one block: matrix [n, n] becomes the upper triangular R with R' R = matrix, and inverse its inverse. Both are
+/// row-major float64 without gaps. status[0] becomes 1 where a pivot is at most `smallest` times its diagonal element.
+typedef struct lr_cholesky_arguments {
+  unsigned long long matrix, inverse, status;
+  long long size;
+  double smallest;
+} lr_cholesky_arguments;
+
+/// The signs that Householder's method gives the columns of the orthonormal `q`, whose first [n, n] rows are read, by one
+/// block; `work` [n, n] is float64. status[0] becomes 1 where a sign could be either, status[1 + j] is the sign of column j.
+typedef struct lr_householder_signs_arguments {
+  lr_view q;
+  unsigned long long work, status;
+} lr_householder_signs_arguments;
+
 #endif

@@ -63,3 +63,9 @@ LR_KERNEL(lr_upper_triangle) {
     lr_store(arguments.target, i, j, i > j ? 0.0 : lr_load<double>(arguments.source, i, j));
   }
 }
+
+LR_KERNEL(lr_unit_lower) {
+  LR_FOR_EACH_ELEMENT(arguments.target, position, i, j) {
+    if (i <= j) lr_store(arguments.target, i, j, i == j ? 1.0f : 0.0f);
+  }
+}

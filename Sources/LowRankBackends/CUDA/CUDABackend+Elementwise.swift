@@ -71,6 +71,14 @@ extension CUDABackend {
         }
     }
 
+    package func makeUnitLower(_ target: MatrixView) {
+        session.attempt(orElse: ()) { () throws(LowRankError) in
+            if target.isEmpty { return }
+            let part = target[rows: 0..<target.maxRank]
+            try session.launch(.unitLower, lr_unit_lower_arguments(target: part.onDevice), elements: part.rows * part.columns)
+        }
+    }
+
     package func fillUniform(_ target: MatrixView, from stream: RandomStream) {
         session.attempt(orElse: ()) { () throws(LowRankError) in
             if target.isEmpty { return }

@@ -6,6 +6,7 @@ extension CUDABackend {
     package func factorQR(_ panel: Matrix, triangle: MatrixView) throws(LowRankError) {
         let view = panel.view
         precondition(view.rows >= view.columns && view.columns == triangle.rows, "shapes of a QR panel")
+        if try factorQRByCholesky(view, triangle: triangle) { return }
         let solver = device.solver
         let (handle, a) = (try session.libraryHandles().solver, view.address.cudaAddress)
         let (m, n) = (try int32(view.rows), try int32(view.columns))
