@@ -98,12 +98,12 @@ public func lr_svd(
     }
 }
 
-/// Copies a result to the caller's memory, in the caller's type.
+/// Copies a finite result to the caller's memory, in the caller's type.
 private func write(_ source: MatrixView, to target: Tensor, on backend: some Backend) throws(LowRankError) {
     // A result that was computed in place is complete and was found finite.
     if source.address == target.view.address { return }
     try backend.copy(source, to: target.view)
-    try requireFits(target, on: backend)
+    if target.view.type != source.type { try requireFits(target, on: backend) }
 }
 
 func requireFits(_ target: Tensor, on backend: some Backend) throws(LowRankError) {

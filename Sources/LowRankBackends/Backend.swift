@@ -42,6 +42,15 @@ public protocol Backend: Sendable {
     /// Writes a vector's elements from the host.
     func setValues(_ values: [Double], of vector: MatrixView)
 
+    /// The rows of a matrix, read by the host.
+    func rows(of matrix: MatrixView) -> [[Double]]
+
+    /// Writes a matrix's rows from the host.
+    func setRows(_ rows: [[Double]], of matrix: MatrixView)
+
+    /// Writes 1 or -1 for each column of a matrix: the sign of its first entry of largest magnitude.
+    func writeColumnSigns(of matrix: MatrixView, to vector: MatrixView)
+
     /// Writes int64 numbers to a vector whose view calls its elements float64, which have the same size.
     func setIndices(_ indices: [Int], of vector: MatrixView) throws(LowRankError)
 
@@ -52,6 +61,9 @@ public protocol Backend: Sendable {
 
     /// The first element, in row order, that is a NaN or infinite.
     func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)?
+
+    /// Whether all elements of all views are finite; the host waits once.
+    func areFinite(_ views: [MatrixView]) -> Bool
 
     /// For each column j the sum over i of `a[i, j] * b[i, j]`, in float64.
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double]
@@ -132,10 +144,29 @@ extension Backend {
         for (i, index) in indices.enumerated() { vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self) }
     }
 
+    public func rows(of matrix: MatrixView) -> [[Double]] {
+        (0..<matrix.rows).map { values(of: matrix[rows: $0..<($0 + 1)]) }
+    }
+
+    public func setRows(_ rows: [[Double]], of matrix: MatrixView) {
+        for (i, row) in rows.enumerated() { setValues(row, of: matrix[rows: i..<(i + 1)]) }
+    }
+
+    public func writeColumnSigns(of matrix: MatrixView, to vector: MatrixView) {
+        let signs = (0..<matrix.columns).map { j in
+            let column = values(of: matrix[columns: j..<(j + 1)])
+            let largest = column.reduce(0.0) { $1.magnitude > $0.magnitude ? $1 : $0 }
+            return largest < 0 ? -1.0 : 1.0
+        }
+        setValues(signs, of: vector)
+    }
+
     public func makeUnitLower(_ target: MatrixView) {
         for j in 0..<target.columns { clear(target[0..<min(j, target.rows), j..<(j + 1)]) }
         setValues([Double](repeating: 1, count: target.maxRank), of: target.diagonal)
     }
+
+    public func areFinite(_ views: [MatrixView]) -> Bool { !views.contains { firstNonFinite(in: $0) != nil } }
 
     public func columnDots(
         _ a: MatrixView, _ b: MatrixView, scale: Double, into target: MatrixView

@@ -10,7 +10,7 @@ func requireFinite(
     _ results: [MatrixView], of operation: String, on backend: some Backend,
     dependingOn dependence: [(view: MatrixView, rowIndices: [Int]?)]
 ) throws(LowRankError) {
-    guard results.contains(where: { backend.firstNonFinite(in: $0) != nil }) else { return }
+    if backend.areFinite(results) { return }
     var first: (row: Int, column: Int)?
     for part in dependence {
         guard var found = backend.firstNonFinite(in: part.view) else { continue }

@@ -80,7 +80,7 @@ struct Orthonormalizer<Device: Backend> {
         let b = block.columns
         let gram = try backend.makeMatrix(rows: b, columns: b, type: .float64, order: .rowMajor)
         try backend.multiply(alpha: 1, block.view.transposed, block.view, beta: 0, into: gram.view)
-        let rows = (0..<b).map { backend.values(of: gram.view[rows: $0..<($0 + 1)]) }
+        let rows = backend.rows(of: gram.view)
         let squares = (0..<b).map { rows[$0][$0] }
         guard squares.allSatisfy({ $0 > shortest * shortest && $0.isFinite }) else { return nil }
         if let taken {
@@ -91,10 +91,8 @@ struct Orthonormalizer<Device: Backend> {
         guard let (factor, inverse) = choleskyFactor(rows, lengths: lengths, smallestPivot: 1e-4) else { return nil }
         let triangle = try backend.makeMatrix(rows: b, columns: b, type: .float64, order: .rowMajor)
         let correction = try backend.makeMatrix(rows: b, columns: b, type: block.view.type, order: .rowMajor)
-        for i in 0..<b {
-            backend.setValues(factor[i], of: triangle.view[rows: i..<(i + 1)])
-            backend.setValues(inverse[i], of: correction.view[rows: i..<(i + 1)])
-        }
+        backend.setRows(factor, of: triangle.view)
+        backend.setRows(inverse, of: correction.view)
         return (try backend.product(block.view, correction.view), triangle)
     }
 

@@ -109,13 +109,8 @@ extension TruncatedSVD {
         try backend.copy(left, to: u.view)
         try backend.copy(right, to: vh.view)
         // Of the vectors as they are returned: rounding decides between entries of nearly the same magnitude.
-        let signs = (0..<rank).map { j in
-            let column = backend.values(of: u.view[columns: j..<(j + 1)])
-            let largest = column.reduce(0.0) { $1.magnitude > $0.magnitude ? $1 : $0 }
-            return largest < 0 ? -1.0 : 1.0
-        }
         let signVector = try backend.makeMatrix(rows: rank, columns: 1, type: type, order: .columnMajor)
-        backend.setValues(signs, of: signVector.view)
+        backend.writeColumnSigns(of: u.view, to: signVector.view)
         try backend.copy(u.view, rowFactors: nil, columnFactors: signVector.view, to: u.view)
         try backend.copy(vh.view, rowFactors: signVector.view, columnFactors: nil, to: vh.view)
         return TruncatedSVD(

@@ -84,10 +84,11 @@ typedef struct lr_find_non_finite_arguments {
   int is_transposed, unused;
 } lr_find_non_finite_arguments;
 
-/// partials[0] = the first of `count` positions; -1 for none.
+/// result[0] = the first of `count` positions; -1 for none.
 typedef struct lr_first_of_partials_arguments {
   unsigned long long partials;
   long long count;
+  unsigned long long result;
 } lr_first_of_partials_arguments;
 
 /// partials[chunk, j] = the sum over a chunk of rows i of a[i, j] * b[i, j].
@@ -95,6 +96,11 @@ typedef struct lr_column_dots_arguments {
   lr_view a, b;
   unsigned long long partials;
 } lr_column_dots_arguments;
+
+/// target[j, 0] = the sign of the first entry of largest magnitude of column j, as 1 or -1; one block a column.
+typedef struct lr_column_signs_arguments {
+  lr_view source, target;
+} lr_column_signs_arguments;
 
 /// target[j, 0] = alpha * the sum over chunks of partials[chunk, j].
 typedef struct lr_sum_chunks_arguments {

@@ -71,11 +71,11 @@ LR_KERNEL(lr_find_non_finite) {
 }
 
 LR_KERNEL(lr_first_of_partials) {
-  long long *partials = (long long *)arguments.partials;
+  const long long *partials = (const long long *)arguments.partials;
   long long first = -1;
   for (long long k = threadIdx.x; k < arguments.count; k += LR_THREADS) first = lr_earlier(first, partials[k]);
   first = lr_first_of_block(first);
-  if (threadIdx.x == 0) partials[0] = first;
+  if (threadIdx.x == 0) *(long long *)arguments.result = first;
 }
 
 enum { LR_DOT_LANES = LR_THREADS / LR_DOT_COLUMNS };
@@ -106,4 +106,33 @@ LR_KERNEL(lr_sum_chunks) {
     for (long long chunk = 0; chunk < arguments.chunks; chunk++) sum += partials[chunk * arguments.target.rows + j];
     lr_store(arguments.target, j, 0, arguments.alpha * sum);
   }
+}
+
+LR_KERNEL(lr_column_signs) {
+  __shared__ double values[LR_THREADS];
+  __shared__ long long rows[LR_THREADS];
+  long long j = blockIdx.x;
+  double largest = 0;
+  long long row = -1;
+  for (long long i = threadIdx.x; i < arguments.source.rows; i += LR_THREADS) {
+    double value = lr_load<double>(arguments.source, i, j);
+    if (fabs(value) > fabs(largest)) {
+      largest = value;
+      row = i;
+    }
+  }
+  values[threadIdx.x] = largest;
+  rows[threadIdx.x] = row;
+  __syncthreads();
+  for (unsigned half = LR_THREADS / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) {
+      double mine = fabs(values[threadIdx.x]), other = fabs(values[threadIdx.x + half]);
+      if (other > mine || (other == mine && rows[threadIdx.x + half] == lr_earlier(rows[threadIdx.x], rows[threadIdx.x + half]))) {
+        values[threadIdx.x] = values[threadIdx.x + half];
+        rows[threadIdx.x] = rows[threadIdx.x + half];
+      }
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) lr_store(arguments.target, j, 0, values[0] < 0 ? -1.0 : 1.0);
 }

@@ -101,6 +101,30 @@ extension CUDABackend {
         }
     }
 
+    package func rows(of matrix: MatrixView) -> [[Double]] {
+        let (rows, columns) = (matrix.rows, matrix.columns)
+        let nothing = [Double](repeating: .nan, count: rows * columns)
+        let elements = session.attempt(orElse: nothing) { () throws(LowRankError) in
+            if matrix.isEmpty { return [] }
+            let compact = try makeMatrix(rows: rows, columns: columns, type: .float64, order: .rowMajor)
+            try copy(matrix, to: compact.view)
+            return try readDoubles(compact.view.address, count: rows * columns)
+        }
+        return (0..<rows).map { Array(elements[($0 * columns)..<(($0 + 1) * columns)]) }
+    }
+
+    package func setRows(_ rows: [[Double]], of matrix: MatrixView) {
+        session.attempt(orElse: ()) { () throws(LowRankError) in
+            if matrix.isEmpty { return }
+            let compact = try makeMatrix(rows: matrix.rows, columns: matrix.columns, type: .float64, order: .rowMajor)
+            let count = matrix.rows * matrix.columns
+            let line = MatrixView(
+                address: compact.view.address, type: .float64, rows: 1, columns: count, rowStride: count, columnStride: 1)
+            setValues(Array(rows.joined()), of: line)
+            try copy(compact.view, to: matrix)
+        }
+    }
+
     /// Waits for float64 numbers that the device has.
     func readDoubles(_ memory: UnsafeMutableRawPointer, count: Int) throws(LowRankError) -> [Double] {
         var result = [Double](repeating: 0, count: count)

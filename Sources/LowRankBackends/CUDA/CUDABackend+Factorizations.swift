@@ -39,6 +39,18 @@ extension CUDABackend {
 
     package func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int] {
         let view = panel.view
+        if view.type == .float64 { return try factorLU(view) }
+        let wide = try makeMatrix(rows: view.rows, columns: view.columns, type: .float64, order: .columnMajor)
+        try copy(view, to: wide.view)
+        let permutation = try factorLU(view)
+        if areFinite([view]) { return permutation }
+        // The reciprocal of a subnormal pivot overflows. In float64 no float32 is subnormal.
+        let widePermutation = try factorLU(wide.view)
+        try copy(wide.view, to: view)
+        return widePermutation
+    }
+
+    private func factorLU(_ view: MatrixView) throws(LowRankError) -> [Int] {
         let solver = device.solver
         let (handle, a) = (try session.libraryHandles().solver, view.address.cudaAddress)
         let (m, n) = (try int32(view.rows), try int32(view.columns))

@@ -39,27 +39,50 @@ extension CUDABackend {
 
     package func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? {
         if source.isEmpty { return nil }
-        let isTransposed = source.runsAlongColumns
-        let lines = isTransposed ? source.transposed : source
-        let blocks = reductionBlocks(of: source)
-        let position = session.attempt(orElse: -1) { () throws(LowRankError) -> Int in
-            try session.withMemory(bytes: blocks * 8) { (partials) throws(LowRankError) in
-                let first = lr_find_non_finite_arguments(
-                    source: lines.onDevice, partials: partials.cudaAddress, is_transposed: isTransposed ? 1 : 0, unused: 0)
-                try session.launch(.findNonFinite, first, blocks: (blocks, 1, 1))
-                if blocks > 1 {
-                    let second = lr_first_of_partials_arguments(partials: partials.cudaAddress, count: Int64(blocks))
-                    try session.launch(.firstOfPartials, second, blocks: (1, 1, 1))
-                }
-                return Int(Int64(bitPattern: try readDoubles(partials, count: 1)[0].bitPattern))
-            }
-        }
+        let position = session.attempt(orElse: -1) { () throws(LowRankError) in try firstPositions(in: [source])[0] }
         return position < 0 ? nil : (position / source.columns, position % source.columns)
+    }
+
+    package func areFinite(_ views: [MatrixView]) -> Bool {
+        let filled = views.filter { !$0.isEmpty }
+        if filled.isEmpty { return true }
+        return session.attempt(orElse: true) { () throws(LowRankError) in
+            try firstPositions(in: filled).allSatisfy { $0 < 0 }
+        }
+    }
+
+    /// The position, row * columns + column, of the first element of each view that is not finite; -1 for none.
+    private func firstPositions(in views: [MatrixView]) throws(LowRankError) -> [Int] {
+        let blocks = views.map(reductionBlocks)
+        // What is read lies side by side, the partial results behind it.
+        return try session.withMemory(bytes: (views.count + blocks.reduce(0, +)) * 8) { (memory) throws(LowRankError) in
+            var partials = memory + views.count * 8
+            for (i, view) in views.enumerated() {
+                let isTransposed = view.runsAlongColumns
+                let first = lr_find_non_finite_arguments(
+                    source: (isTransposed ? view.transposed : view).onDevice, partials: partials.cudaAddress,
+                    is_transposed: isTransposed ? 1 : 0, unused: 0)
+                try session.launch(.findNonFinite, first, blocks: (blocks[i], 1, 1))
+                let second = lr_first_of_partials_arguments(
+                    partials: partials.cudaAddress, count: Int64(blocks[i]), result: (memory + i * 8).cudaAddress)
+                try session.launch(.firstOfPartials, second, blocks: (1, 1, 1))
+                partials += blocks[i] * 8
+            }
+            return try readDoubles(memory, count: views.count).map { Int(Int64(bitPattern: $0.bitPattern)) }
+        }
     }
 
     private func reductionBlocks(of source: MatrixView) -> Int {
         let perBlock = Int(LR_THREADS) * 16
         return min((source.rows * source.columns + perBlock - 1) / perBlock, 1024)
+    }
+
+    package func writeColumnSigns(of matrix: MatrixView, to vector: MatrixView) {
+        session.attempt(orElse: ()) { () throws(LowRankError) in
+            if matrix.columns == 0 { return }
+            let arguments = lr_column_signs_arguments(source: matrix.onDevice, target: vector.column.onDevice)
+            try session.launch(.columnSigns, arguments, blocks: (matrix.columns, 1, 1))
+        }
     }
 
     package func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double] {

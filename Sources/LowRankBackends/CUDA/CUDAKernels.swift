@@ -18,6 +18,7 @@ enum CUDAKernel: String, CaseIterable {
     case findNonFinite = "lr_find_non_finite"
     case firstOfPartials = "lr_first_of_partials"
     case columnDots = "lr_column_dots"
+    case columnSigns = "lr_column_signs"
     case sumChunks = "lr_sum_chunks"
     case multiplyFloat32 = "lr_multiply_float32"
     case multiplyFloat64 = "lr_multiply_float64"
