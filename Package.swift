@@ -41,6 +41,8 @@ var products: [Product] = [
     .library(name: "LowRank", targets: ["LowRank"]),
     // liblowrank.so, for C.
     .library(name: "lowrank", type: .dynamic, targets: ["LowRankABI", "CLowRank"]),
+    // For tests: what stands for the libraries of CUDA.
+    .library(name: "CUDADouble", type: .dynamic, targets: ["CUDADouble"]),
 ]
 var targets: [Target] = [
     bridge("CDLPack"),
@@ -85,6 +87,10 @@ targets += [
     .target(
         name: "TestSupport", dependencies: ["LowRankBackends", "LowRankCore"], path: "Tests/TestSupport",
         swiftSettings: [.unsafeFlags(["-O"])]),
+    .target(
+        name: "CUDADouble", dependencies: ["CLAPACK"], path: "Tests/CUDADouble", exclude: ["prelude.inc"],
+        cxxSettings: [.unsafeFlags(["-O1", "-std=c++17"])]),
+    tests("CUDADoubleTests"),
     tests("LowRankCoreTests", "LowRankCore"),
     tests("SIMDKernelsTests", "LowRankBackends", "LowRankCore"),
     tests("LowRankBackendsTests", "LowRankBackends", "LowRankCore", "CLAPACK"),

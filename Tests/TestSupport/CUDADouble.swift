@@ -1,0 +1,101 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import Glibc
+import Testing
+
+/// The double of the CUDA libraries in this process: see Tests/CUDADouble/include/cuda_double.h.
+public final class CUDADouble: Sendable {
+    /// Runs a test alone, and expects it to have made no wrong call, and to leave nothing to run, allocated or current.
+    ///
+    /// - Parameter keeping: Blocks that the body may leave allocated, such as those of a handle it is the first to use.
+    public static func withExclusiveAccess<Failure: Error>(
+        keeping: Int = 0, sourceLocation: SourceLocation = #_sourceLocation, _ body: (CUDADouble) throws(Failure) -> Void
+    ) throws(Failure) {
+        pthread_mutex_lock(lock)
+        defer { pthread_mutex_unlock(lock) }
+        let double = shared
+        _ = double.violations
+        let (blocks, depth) = (double.liveBlocks, double.contextDepth)
+        try body(double)
+        let violations = double.violations
+        #expect(violations == "", "wrong calls", sourceLocation: sourceLocation)
+        #expect(double.pending == 0, "operations that no synchronization runs", sourceLocation: sourceLocation)
+        #expect(double.liveBlocks <= blocks + keeping, "blocks not freed", sourceLocation: sourceLocation)
+        #expect(double.contextDepth == depth, "contexts not popped", sourceLocation: sourceLocation)
+    }
+
+    private static let shared = CUDADouble()
+    nonisolated(unsafe) private static let lock: UnsafeMutablePointer<pthread_mutex_t> = {
+        let lock = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+        lock.initialize(to: pthread_mutex_t())
+        pthread_mutex_init(lock, nil)
+        return lock
+    }()
+
+    /// The folder of links under the libraries' own names, which `LOWRANK_CUDA_LIBRARIES` names.
+    public let folder: String
+    nonisolated(unsafe) private let handle: UnsafeMutableRawPointer
+
+    private init() {
+        let library = "\(SourceTree.buildFolder)/libCUDADouble.so"
+        folder = "\(SourceTree.buildFolder)/cuda-double"
+        mkdir(folder, 0o755)
+        for name in ["libcuda.so.1", "libcublas.so.13", "libcusolver.so.12", "libnvrtc.so.13"] {
+            symlink(library, "\(folder)/\(name)")
+        }
+        setenv("LOWRANK_CUDA_LIBRARIES", folder, 1)
+        guard let handle = dlopen(library, RTLD_NOW | RTLD_LOCAL) else { fatalError(String(cString: dlerror())) }
+        self.handle = handle
+    }
+
+    /// An exported function as a C function type.
+    public func function<Function>(_ symbol: String, _ type: Function.Type) -> Function {
+        guard let address = dlsym(handle, symbol) else { fatalError("the double has no \(symbol)") }
+        return unsafeBitCast(address, to: type)
+    }
+
+    public func allocate(_ bytes: Int, device: Int32 = 0) -> UInt64 {
+        function("cuda_double_allocate", (@convention(c) (Int, Int32) -> UInt64).self)(bytes, device)
+    }
+
+    public func release(_ address: UInt64) {
+        function("cuda_double_release", (@convention(c) (UInt64) -> Void).self)(address)
+    }
+
+    /// Copies from the device what is there now: operations that are still queued have not happened.
+    public func read(_ target: UnsafeMutableRawBufferPointer, from address: UInt64) {
+        let read = function("cuda_double_read", (@convention(c) (UnsafeMutableRawPointer?, UInt64, Int) -> Int32).self)
+        precondition(read(target.baseAddress, address, target.count) == 0, "inside one block")
+    }
+
+    public func write(_ source: UnsafeRawBufferPointer, to address: UInt64) {
+        let write = function("cuda_double_write", (@convention(c) (UInt64, UnsafeRawPointer?, Int) -> Int32).self)
+        precondition(write(address, source.baseAddress, source.count) == 0, "inside one block")
+    }
+
+    /// What calls did wrong since this was last asked.
+    public var violations: String {
+        String(cString: function("cuda_double_violations", (@convention(c) () -> UnsafePointer<CChar>).self)())
+    }
+
+    public var liveBlocks: Int { function("cuda_double_live_blocks", (@convention(c) () -> Int).self)() }
+    public var pending: Int { function("cuda_double_pending", (@convention(c) () -> Int).self)() }
+    public var contextDepth: Int { function("cuda_double_context_depth", (@convention(c) () -> Int).self)() }
+
+    /// How often a function was called.
+    public func calls(_ symbol: String) -> Int {
+        Int(function("cuda_double_calls", (@convention(c) (UnsafePointer<CChar>) -> UInt64).self)(symbol))
+    }
+
+    /// Makes one call of a function fail: the next, or one after that.
+    public func fail(_ symbol: String, after count: Int32 = 0, status: Int32) {
+        function("cuda_double_fail", (@convention(c) (UnsafePointer<CChar>, Int32, Int32) -> Void).self)(symbol, count, status)
+    }
+
+    /// Runs the body as if all streams were being captured.
+    public func whileCapturing(_ body: () -> Void) {
+        let capture = function("cuda_double_capture", (@convention(c) (Int32) -> Void).self)
+        capture(1)
+        body()
+        capture(0)
+    }
+}
