@@ -39,18 +39,14 @@ struct State {
   std::map<std::string, std::pair<int, int>> failures; // calls to let pass, status
   std::string violations;
   int contexts[2] = {0, 1}; // the devices that they are of; a handle is an address
-  int openings = 0;
   bool isCapturing = false;
 } &state = *new State;
 
 thread_local std::vector<int *> contextStack;
 
-/// While one exists, the host can read and write device memory.
-struct OpenMemory {
-  OpenMemory() { if (state.openings++ == 0) protect(PROT_READ | PROT_WRITE); }
-  ~OpenMemory() { if (--state.openings == 0) protect(PROT_NONE); }
-  void protect(int access) { for (auto &[_, block] : state.blocks) mprotect(block.pages.base, block.pages.mapped, access); }
-};
+/// Lets the host touch a block, or takes that away.
+void open(const Pages &pages) { mprotect(pages.base, pages.mapped, PROT_READ | PROT_WRITE); }
+void close(const Pages &pages) { mprotect(pages.base, pages.mapped, PROT_NONE); }
 
 Block *blockAround(Address address, Address *start) {
   auto next = state.blocks.upper_bound(address);
@@ -61,18 +57,18 @@ Block *blockAround(Address address, Address *start) {
 }
 
 Address allocate(std::size_t bytes, std::size_t alignment, int device, bool isOfTests) {
-  OpenMemory open;
   Pages pages(bytes, alignment);
-  poison(pages.start, bytes);
+  poison(pages.start, std::min<std::size_t>(bytes, 1 << 20)); // more would only take time
   std::fill(pages.start + bytes, pages.base + pages.mapped, slack);
+  close(pages);
   state.blocks.emplace(Address(pages.start), Block{pages, bytes, device, isOfTests, false});
   return Address(pages.start);
 }
 
 void release(Address address) {
-  OpenMemory open;
   auto found = state.blocks.find(address);
   auto [pages, bytes, device, isOfTests, isFreed] = found->second;
+  open(pages);
   bool isIntact = std::all_of(pages.start + bytes, pages.base + pages.mapped, [](char byte) { return byte == slack; });
   if (!isIntact) violation("memory after the end of a block of %zu bytes was written", bytes);
   pages.unmap();
@@ -95,12 +91,11 @@ bool markFreed(const char *symbol, Address address) {
 }
 
 void run(void *stream) {
-  OpenMemory open;
-  for (auto &queue = state.streams[stream]; !queue.empty();) {
-    auto operation = std::move(queue.front());
-    queue.pop_front();
-    operation();
-  }
+  auto &queue = state.streams[stream];
+  if (queue.empty()) return;
+  for (auto &[_, block] : state.blocks) open(block.pages);
+  for (; !queue.empty(); queue.pop_front()) queue.front()();
+  for (auto &[_, block] : state.blocks) close(block.pages);
 }
 
 } // namespace
@@ -337,11 +332,13 @@ void cuda_double_release(std::uint64_t address) {
 
 static int copyNow(Address address, std::size_t bytes, const std::function<void()> &copy) {
   GUARD;
-  OpenMemory open;
   Address start;
+  if (bytes == 0) return 0;
   Block *block = blockAround(address, &start);
   NEED(block && address + bytes <= start + block->bytes, -1);
+  open(block->pages);
   copy();
+  close(block->pages);
   return 0;
 }
 
@@ -370,6 +367,11 @@ std::size_t cuda_double_pending() {
   std::size_t count = 0;
   for (auto &[stream, queue] : state.streams) count += queue.size();
   return count;
+}
+
+void cuda_double_run(void *stream) {
+  GUARD;
+  run(stream);
 }
 
 std::size_t cuda_double_context_depth() { return contextStack.size(); }

@@ -311,6 +311,12 @@ EXPORT int cuModuleGetFunction(void **function, void *handle, const char *name) 
   return success;
 }
 
+/// The one attribute that is ever set allows more dynamic shared memory, of which there is none here.
+EXPORT int cuFuncSetAttribute(void *, int attribute, int) {
+  ENTER;
+  return attribute == 8 ? success : invalidValue;
+}
+
 /// Launches that the kernels' LR_THREADS and a device's limits allow, without dynamic shared memory.
 EXPORT int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                           unsigned sharedBytes, void *stream, void **arguments, void **extra) {

@@ -159,7 +159,7 @@ EXPORT int cublasGemmEx(void *handle, int transA, int transB, int m, int n, int 
   double factor = isDouble ? *static_cast<const double *>(alpha) : *static_cast<const float *>(alpha);
   double share = isDouble ? *static_cast<const double *>(beta) : *static_cast<const float *>(beta);
   enqueue(kept.stream, [=] {
-    poison(host<char>(kept.workspace), kept.workspaceBytes);
+    poison(host<char>(kept.workspace), std::min<std::size_t>(kept.workspaceBytes, 1 << 16));
     auto left = columns(a, aType, transA, m, k, lda), right = columns(b, bType, transB, k, n, ldb);
     std::vector<double> sum(m);
     for (int j = 0; j < n; j++) {

@@ -1,5 +1,7 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import Glibc
+import LowRankBackends
+import LowRankCore
 import Testing
 
 /// The double of the CUDA libraries in this process: see Tests/CUDADouble/include/cuda_double.h.
@@ -21,6 +23,14 @@ public final class CUDADouble: Sendable {
         #expect(double.pending == 0, "operations that no synchronization runs", sourceLocation: sourceLocation)
         #expect(double.liveBlocks <= blocks + keeping, "blocks not freed", sourceLocation: sourceLocation)
         #expect(double.contextDepth == depth, "contexts not popped", sourceLocation: sourceLocation)
+    }
+
+    /// Likewise, once the backend holds on the device what it keeps: handles for the default stream with their workspace.
+    public static func withWarmDevice(
+        sourceLocation: SourceLocation = #_sourceLocation, _ body: (CUDADouble) throws(LowRankError) -> Void
+    ) throws(LowRankError) {
+        try withExclusiveAccess(keeping: 1) { (_) throws(LowRankError) in try CUDABackend.warmUp(device: 0) }
+        try withExclusiveAccess(sourceLocation: sourceLocation, body)
     }
 
     private static let shared = CUDADouble()
@@ -72,6 +82,11 @@ public final class CUDADouble: Sendable {
         precondition(write(address, source.baseAddress, source.count) == 0, "inside one block")
     }
 
+    /// Runs what a stream's queue holds, as other work of the caller's would wait for it.
+    public func run(_ stream: UnsafeMutableRawPointer?) {
+        function("cuda_double_run", (@convention(c) (UnsafeMutableRawPointer?) -> Void).self)(stream)
+    }
+
     /// What calls did wrong since this was last asked.
     public var violations: String {
         String(cString: function("cuda_double_violations", (@convention(c) () -> UnsafePointer<CChar>).self)())
@@ -98,4 +113,38 @@ public final class CUDADouble: Sendable {
         body()
         capture(0)
     }
+}
+
+/// A copy of a test matrix in the double's device memory, with the same strides, whose highest element is the last before the
+/// forbidden page.
+public final class DeviceMatrix {
+    private let double: CUDADouble
+    private let matrix: TestMatrix
+    private let block: UInt64
+
+    public init(_ matrix: TestMatrix, on double: CUDADouble, device: Int32 = 0) {
+        self.double = double
+        self.matrix = matrix
+        block = double.allocate(matrix.span.count, device: device)
+        double.write(UnsafeRawBufferPointer(matrix.span), to: block)
+    }
+
+    deinit { double.release(block) }
+
+    /// The address on the device of what is at an address of the test matrix.
+    public var address: UnsafeMutableRawPointer {
+        let offset = matrix.span.baseAddress.map { $0.distance(to: matrix.view.address) } ?? 0
+        return UnsafeMutableRawPointer(bitPattern: UInt(block) + UInt(offset)).unsafelyUnwrapped
+    }
+
+    /// The matrix on the device; keeps the memory alive.
+    public var view: MatrixView {
+        let host = matrix.view
+        return MatrixView(
+            address: address, type: host.type, rows: host.rows, columns: host.columns, rowStride: host.rowStride,
+            columnStride: host.columnStride, owner: self)
+    }
+
+    /// Copies what is on the device into the test matrix.
+    public func download() { double.read(matrix.span, from: block) }
 }

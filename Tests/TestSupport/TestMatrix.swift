@@ -84,6 +84,18 @@ public final class TestMatrix {
             columnStride: strides.column, owner: self)
     }
 
+    /// The memory from the lowest to the highest element, what lies between elements included.
+    public var span: UnsafeMutableRawBufferPointer {
+        let corners = [
+            address(0, 0), address(shape.rows - 1, 0), address(0, shape.columns - 1),
+            address(shape.rows - 1, shape.columns - 1),
+        ]
+        guard let lowest = corners.min(), let highest = corners.max(), !view.isEmpty else {
+            return UnsafeMutableRawBufferPointer(start: nil, count: 0)
+        }
+        return UnsafeMutableRawBufferPointer(start: lowest, count: lowest.distance(to: highest) + type.size)
+    }
+
     /// The numbers in memory.
     public var values: RealMatrix {
         get { view.values }

@@ -31,6 +31,8 @@ const char *cuda_double_violations(void);
 size_t cuda_double_live_blocks(void);
 /// Operations that wait for their stream to be synchronized.
 size_t cuda_double_pending(void);
+/// Runs what a stream's queue holds, without counting as a call that synchronizes.
+void cuda_double_run(void *stream);
 /// Contexts on this thread's stack.
 size_t cuda_double_context_depth(void);
 /// How often a function, by its symbol, was called.
