@@ -63,13 +63,29 @@ struct TestCall {
 }
 
 extension TestCall {
-    private static let m = 9
-    private static let n = 7
-    private static let r = 3
-    private static let tokens = 5
+    /// Sizes, type and layout of the arguments: `weight` [m, n], rank r, and T tokens.
+    struct Arguments: Sendable {
+        var (m, n, r, tokens) = (9, 7, 3, 5)
+        var type = ScalarType.float32
+        var layout = Layout.rowMajor
+        /// For calls that take any: [r, r], else [r].
+        var hasSquareCore = false
+    }
+
+    /// What the calls are made with, and run with.
+    @TaskLocal static var made = Arguments()
+
+    private static var m: Int { made.m }
+    private static var n: Int { made.n }
+    private static var r: Int { made.r }
+    private static var tokens: Int { made.tokens }
 
     private static func tensor(_ rows: Int, _ columns: Int, seed: UInt64, dimensions: Int = 2) -> TestTensor {
-        TestTensor(TestMatrix(.gaussian(rows, columns, seed: seed)), dimensions: dimensions)
+        TestTensor(TestMatrix(.gaussian(rows, columns, seed: seed), made.type, made.layout), dimensions: dimensions)
+    }
+
+    private static func undefined(_ rows: Int, _ columns: Int, _ dimensions: Int = 2) -> TestTensor {
+        TestTensor(undefined: rows, columns, made.type, made.layout, dimensions: dimensions)
     }
 
     private static func input(_ name: String, _ tensor: TestTensor) -> Argument {
@@ -82,10 +98,14 @@ extension TestCall {
 
     private static var weight: Argument { input("weight", tensor(m, n, seed: 1)) }
 
+    private static func core(_ make: (_ rows: Int, _ columns: Int, _ dimensions: Int) -> TestTensor) -> TestTensor {
+        made.hasSquareCore ? make(r, r, 2) : make(1, r, 1)
+    }
+
     private static var factors: [Argument] {
         [
             input("down", tensor(r, n, seed: 2)),
-            Argument(name: "core", tensor: tensor(1, r, seed: 3, dimensions: 1), role: .input, isOptional: true),
+            Argument(name: "core", tensor: core { tensor($0, $1, seed: 3, dimensions: $2) }, role: .input, isOptional: true),
             input("up", tensor(m, r, seed: 4)),
         ]
     }
@@ -101,7 +121,7 @@ extension TestCall {
     }
 
     static var qr: TestCall {
-        TestCall("lr_qr", [weight, output("out_q", .init(undefined: m, r)), output("out_r", .init(undefined: r, n))]) {
+        TestCall("lr_qr", [weight, output("out_q", undefined(m, r)), output("out_r", undefined(r, n))]) {
             lr_qr($0[0], Int64(r), $0[1], $0[2])
         }
     }
@@ -110,8 +130,8 @@ extension TestCall {
         TestCall(
             "lr_ldu",
             [
-                weight, output("out_l", .init(undefined: m, r)), output("out_d", .init(undefined: 1, r, dimensions: 1)),
-                output("out_u", .init(undefined: r, n)), output("out_perm", .indices(m)),
+                weight, output("out_l", undefined(m, r)), output("out_d", undefined(1, r, 1)),
+                output("out_u", undefined(r, n)), output("out_perm", .indices(m)),
             ]
         ) { lr_ldu($0[0], Int64(r), $0[1], $0[2], $0[3], $0[4]) }
     }
@@ -120,14 +140,14 @@ extension TestCall {
         TestCall(
             "lr_svd",
             [
-                weight, output("out_u", .init(undefined: m, r)), output("out_s", .init(undefined: 1, r, dimensions: 1)),
-                output("out_vh", .init(undefined: r, n)),
+                weight, output("out_u", undefined(m, r)), output("out_s", undefined(1, r, 1)),
+                output("out_vh", undefined(r, n)),
             ]
         ) { lr_svd($0[0], Int64(r), 1e-4, 0, $0[1], $0[2], $0[3], nil) }
     }
 
     static var spectrum: TestCall {
-        TestCall("lr_spectrum", [weight, output("out_values", .init(undefined: 1, r, dimensions: 1))]) {
+        TestCall("lr_spectrum", [weight, output("out_values", undefined(1, r, 1))]) {
             lr_spectrum($0[0], Int64(r), 1e-4, 0, $0[1], nil, nil)
         }
     }
@@ -136,16 +156,16 @@ extension TestCall {
     static func initialize(_ method: String) -> TestCall {
         let core: Argument? =
             switch method {
-            case "loldu": output("core", .init(undefined: 1, r, dimensions: 1))
-            case "lamda", "lora_xs": output("core", .init(undefined: r, r))
+            case "loldu": output("core", undefined(1, r, 1))
+            case "lamda", "lora_xs": output("core", undefined(r, r))
             default: nil
             }
         let arguments =
             [
                 Argument(name: "weight", tensor: tensor(m, n, seed: 1), role: .changed),
-                output("up", .init(undefined: m, r)),
+                output("up", undefined(m, r)),
             ]
-            + [core].compactMap { $0 } + [output("down", .init(undefined: r, n))]
+            + [core].compactMap { $0 } + [output("down", undefined(r, n))]
         return TestCall("lr_initialize \(method)", arguments) { pointers in
             let core = core == nil ? nil : pointers[2]
             return lr_initialize(method, pointers[0], Int64(r), 0.5, nil, 1, pointers[1], core, pointers.last ?? nil)
@@ -155,7 +175,7 @@ extension TestCall {
     static var forward: TestCall {
         let out = Argument(name: "out", tensor: tensor(tokens, m, seed: 6), role: .changed)
         let arguments =
-            [input("x", tensor(tokens, n, seed: 5))] + factors + [out, output("out_h", .init(undefined: tokens, r))]
+            [input("x", tensor(tokens, n, seed: 5))] + factors + [out, output("out_h", undefined(tokens, r))]
         return TestCall("lr_adapter_forward", arguments) {
             lr_adapter_forward($0[0], $0[1], $0[2], $0[3], 0.5, $0[4], $0[5])
         }
@@ -168,9 +188,9 @@ extension TestCall {
         ]
         let outputs = [
             Argument(name: "out_x", tensor: tensor(tokens, n, seed: 10), role: .changed, isOptional: true),
-            optional(output("out_down", .init(undefined: r, n))),
-            optional(output("out_core", .init(undefined: 1, r, dimensions: 1))),
-            optional(output("out_up", .init(undefined: m, r))),
+            optional(output("out_down", undefined(r, n))),
+            optional(output("out_core", core(undefined))),
+            optional(output("out_up", undefined(m, r))),
         ]
         return TestCall("lr_adapter_backward", inputs + factors + outputs) {
             lr_adapter_backward($0[0], $0[1], $0[2], $0[3], $0[4], $0[5], 0.5, 1, $0[6], $0[7], $0[8], $0[9])
@@ -181,15 +201,15 @@ extension TestCall {
         let arguments =
             [
                 factors[2], factors[1], optional(input("start", tensor(m, r, seed: 11))),
-                output("out", .init(undefined: m, r)),
+                output("out", undefined(m, r)),
             ]
         return TestCall("lr_effective_up", arguments) { lr_effective_up($0[0], $0[1], $0[2], $0[3]) }
     }
 
     static var effectiveUpBackward: TestCall {
         let outputs = [
-            optional(output("out_up", .init(undefined: m, r))),
-            optional(output("out_core", .init(undefined: 1, r, dimensions: 1))),
+            optional(output("out_up", undefined(m, r))),
+            optional(output("out_core", core(undefined))),
         ]
         let arguments = [input("grad", tensor(m, r, seed: 12)), factors[2], factors[1]] + outputs
         return TestCall("lr_effective_up_backward", arguments) {

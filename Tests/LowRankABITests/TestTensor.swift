@@ -62,6 +62,14 @@ final class TestTensor {
         for (i, stride) in strides.enumerated() { sizes[Self.room + i] = Int64(stride) }
     }
 
+    /// Moves the tensor to a device; what is returned keeps its memory there, and can copy it back.
+    func moved(to double: CUDADouble, device: Int32 = 0) -> DeviceMatrix {
+        let moved = DeviceMatrix(matrix, on: double, device: device)
+        pointer.pointee.data = moved.address
+        pointer.pointee.device = DLDevice(device_type: Int32(kDLCUDA), device_id: device)
+        return moved
+    }
+
     /// The elements as int64.
     var indices: [Int] { matrix.bits.map { Int(bitPattern: UInt($0)) } }
     var values: RealMatrix { matrix.values }
