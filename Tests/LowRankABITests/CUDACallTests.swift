@@ -105,7 +105,7 @@ import Testing
     @Test(arguments: names)
     func allWorkIsOnTheStream(name: String) throws {
         let stream = UnsafeMutableRawPointer(bitPattern: 0x51)
-        CUDADouble.withExclusiveAccess(keeping: 1) { double in
+        CUDADouble.withExclusiveAccess(keepsMemory: true) { double in
             #expect(lr_cuda_set_stream(0, stream) == .ok)
             #expect(lr_cuda_warmup(0) == .ok, "\(lastMessage)")
             #expect(lr_cuda_set_stream(0, nil) == .ok)
@@ -120,7 +120,7 @@ import Testing
     /// The second device's context becomes the current one for the time of the call.
     @Test(arguments: names)
     func secondDevice(name: String) throws {
-        CUDADouble.withExclusiveAccess(keeping: 1) { _ in #expect(lr_cuda_warmup(1) == .ok, "\(lastMessage)") }
+        CUDADouble.withExclusiveAccess(keepsMemory: true) { _ in #expect(lr_cuda_warmup(1) == .ok, "\(lastMessage)") }
         try compare(name, made((9, 7, 3, 5)), device: 1)
     }
 

@@ -90,6 +90,11 @@ import Testing
             try backend.copy(m[0], to: m[1])
             try backend.copy(m[1], to: m[2])
         }
+        // NaNs stay NaNs, whatever else they hold.
+        let bits: [UInt64] = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000]
+        _ = try compare("\(type), NaNs", [TestMatrix(bits: bits, columns: 5, .float32), TestMatrix(RealMatrix(1, 5, repeating: 0), type)]) {
+            (backend, m) throws(LowRankError) in try backend.copy(m[0], to: m[1])
+        }
     }
 
     @Test(arguments: ScalarType.allCases, [9, 300])

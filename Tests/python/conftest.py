@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import lowrank_swift as lrs
 import pytest
 import torch
 from support import minilm_weights
+
+# They need the libraries that test_cuda.py makes, and a process of their own.
+collect_ignore = [] if "LOWRANK_CUDA_LIBRARIES" in os.environ else ["cuda"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,10 +1,10 @@
 # Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 """Compiles the CUDA kernels with NVRTC, which needs no GPU, and ends with one line: ``nvrtc: N passed, N failed``.
 
-Usage: python compile_cuda_kernels.py [architectures, by default sm_80 sm_90 sm_100]
+Usage: python compile_cuda_kernels.py FOLDER [architectures, by default sm_80 sm_90 sm_100]
 
-NVRTC is that of the package nvidia-cuda-nvrtc in the Python that runs this. A kernel passes for an architecture if the machine
-code has it.
+FOLDER is that of `pip install --target FOLDER nvidia-cuda-nvrtc`. A kernel passes for an architecture if the machine
+code has it. Skips where the folder has no NVRTC.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ import ctypes
 import re
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "CBridge" / "CCUDA" / "cuda.c"
-PACKAGE = "nvidia-cuda-nvrtc"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
 
@@ -28,22 +26,13 @@ def kernel_source() -> str:
     return "\n".join((SOURCE.parent / name).read_text() for name in names)
 
 
-def load_nvrtc() -> ctypes.CDLL:
-    """Load NVRTC.
-
-    Raises:
-        SystemExit: if the package is not installed.
-    """
-    try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        raise SystemExit(f"{PACKAGE} is not installed: `pip install {PACKAGE}`") from None
-    libraries = sorted(Path(str(file.locate())) for file in files if ".so" in file.name and "alt" not in file.name)
+def load_nvrtc(folder: Path) -> ctypes.CDLL | None:
+    """Load the NVRTC below a folder, or return None where there is none."""
     # The compiler looks for its builtins by name only.
-    for library in libraries:
-        if "builtins" in library.name:
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    return ctypes.CDLL(str(next(library for library in libraries if library.name.startswith("libnvrtc.so"))))
+    for library in folder.glob("nvidia/*/lib/libnvrtc-builtins.so*"):
+        ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    compiler = next((path for path in folder.glob("nvidia/*/lib/libnvrtc.so*") if "alt" not in path.name), None)
+    return None if compiler is None else ctypes.CDLL(str(compiler))
 
 
 def compile_for(nvrtc: ctypes.CDLL, source: str, architecture: str) -> tuple[bytes, str]:
@@ -65,9 +54,12 @@ def compile_for(nvrtc: ctypes.CDLL, source: str, architecture: str) -> tuple[byt
     return code, log.value.decode(errors="replace") or f"status {status}"
 
 
-def main(architectures: Sequence[str]) -> int:
+def main(folder: str, architectures: Sequence[str]) -> int:
     """Compile for each architecture, and return the exit status."""
-    nvrtc, source = load_nvrtc(), kernel_source()
+    nvrtc, source = load_nvrtc(Path(folder)), kernel_source()
+    if nvrtc is None:
+        print(f"nvrtc: skipped, {folder} has no nvidia-cuda-nvrtc")
+        return 0
     kernels = re.findall(r"^LR_KERNEL\((\w+)\) \{", source, re.MULTILINE)
     major, minor = ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
@@ -83,4 +75,6 @@ def main(architectures: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ARCHITECTURES))
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1], sys.argv[2:] or ARCHITECTURES))
