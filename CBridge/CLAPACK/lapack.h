@@ -8,10 +8,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-
 void sgemm_(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
             const float *alpha, const float *a, const int32_t *lda, const float *b, const int32_t *ldb,
             const float *beta, float *c, const int32_t *ldc, size_t transa_length, size_t transb_length);
@@ -45,9 +41,5 @@ int openblas_get_num_threads(void);
 void openblas_set_num_threads(int count);
 char *openblas_get_config(void);
 char *openblas_get_corename(void);
-
-#ifdef __cplusplus
-}
-#endif
 
 #endif

@@ -157,7 +157,8 @@ public func lr_base_product(
         try x.require(x.view.rows, weight.view.columns)
         try bias?.require(1, weight.view.rows)
         try out.require(x.view.rows, weight.view.rows)
-        try requireSeparate(outputs: [out], inputs: [x, weight, bias])
+        let device = try requireSeparate(outputs: [out], inputs: [x, weight, bias])
+        if device != .cpu { throw .unsupportedDevice(argument: x.argument, got: "\(device), where OpenBLAS does not work") }
         try CPUBackend.shared.baseProduct(x.view, weight.view, bias: bias?.view, into: out.view)
     }
 }
