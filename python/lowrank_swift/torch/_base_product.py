@@ -106,7 +106,7 @@ def check_base_product(base_product: object, sites: Sequence[Site]) -> None:
     if not isinstance(base_product, str) or base_product not in get_args(BaseProduct):
         *others, last = (f'"{choice}"' for choice in get_args(BaseProduct))
         raise ValueError(f"base_product: expected {', '.join(others)} or {last}, got {base_product!r}")
-    if base_product == "openblas" and not any(_serves(site.layer_type, site.weight) for site in sites):
+    if base_product == "openblas" and not any(_can_serve(site) for site in sites):
         site = sites[0]
         weight = f"{str(site.weight.dtype).removeprefix('torch.')} on {site.weight.device.type}"
         raise ValueError(
@@ -115,18 +115,18 @@ def check_base_product(base_product: object, sites: Sequence[Site]) -> None:
         )
 
 
-def _serves(layer_type: LayerType, weight: Tensor) -> bool:
-    return layer_type.name == Linear.name and _is_plain(weight)
+def _can_serve(site: Site) -> bool:
+    return site.layer_type.name == Linear.name and _is_plain(site.weight)
 
 
 def with_base_product(layer_type: LayerType, weight: Tensor, base_product: BaseProduct) -> LayerType:
-    """Return what describes a layer whose products are computed so; those that can't be are torch's."""
+    """Return what describes a layer whose products are computed so, torch's for all types but linear layers."""
     if layer_type.name != Linear.name:
         return layer_type
     columns = weight.shape[1]
-    if base_product == "openblas" and _serves(layer_type, weight):
+    if base_product == "openblas":
         return OpenBLASLinear(columns)
-    rule = _rule() if base_product == "auto" and _serves(layer_type, weight) else None
+    rule = _rule() if base_product == "auto" else None
     if rule is None or min(weight.shape) < rule.side:
         return Linear(columns)
     return OpenBLASLinear(columns, rule.rows, rule.share * (os.cpu_count() or 1))
