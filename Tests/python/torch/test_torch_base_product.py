@@ -9,25 +9,9 @@ from collections.abc import Iterator
 import lowrank_swift as lrs
 import pytest
 import torch
-<<<<<<< ours
-from lowrank_swift import _native
-from lowrank_swift.torch import (
-    LoLDU,
-    OLoRA,
-    adapt,
-    disabled,
-    load_adapter,
-    merge,
-    save_adapter,
-    trainable_parameters,
-    unadapt,
-)
-from torch import Tensor, nn
-=======
 from base_product_support import linear, operators_of, step
 from lowrank_swift.torch import OLoRA, adapt, disabled, trainable_parameters, unadapt
 from lowrank_swift.torch._base_product import OpenBLASLinear
->>>>>>> theirs
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 from torch_support import (
@@ -42,51 +26,6 @@ from torch_support import (
     shift_parameters,
 )
 
-<<<<<<< ours
-OURS = "lowrank_swift.base_product_.default"
-TORCHS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.matmul", "aten.linear", "mkldnn")
-
-
-class Operators(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-    @property
-    def ours(self) -> int:
-        return self.names.count(OURS)
-
-    @property
-    def torchs(self) -> list[str]:
-        return [name for name in self.names if name.startswith(TORCHS)]
-
-
-def linear(m: int = 7, n: int = 6, bias: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(n, m, bias=bias, dtype=dtype))
-
-
-def step(model: nn.Module, x: Tensor, grad: Tensor | None = None) -> list[Tensor]:
-    """Output and gradients of x and of what trains."""
-    x = x.clone().requires_grad_()
-    y = model(x)
-    grad = torch.ones_like(y) if grad is None else grad
-    return [y.detach(), *torch.autograd.grad(y, (x, *trainable_parameters(model)), grad)]
-
-
-def operators_of(call: Callable[[], object]) -> Operators:
-    with Operators() as operators:
-        call()
-    return operators
-
-=======
->>>>>>> theirs
 
 @every_method
 @every_base
@@ -198,6 +137,18 @@ def test_compiled_in_one_graph(base):
         assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
     assert counter.frame_count == 2
     assert all("base_product_" in graph.print_readable(print_output=False) for graph in counter.graphs)
+    torch._dynamo.reset()
+
+
+def test_compiled_with_a_number_of_rows_to_choose_by():
+    torch._dynamo.reset()
+    model = adapt(linear(64, 48), OLoRA(3), targets=["0"], base="residual", base_product="openblas")
+    model[0].layer_type = OpenBLASLinear(48, rows=16, entries=64 * 1024)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for rows in (5, 40, 9, 17):
+        x = torch.randn(rows, 48)
+        assert operators_of(lambda x=x: model(x)).ours == int(rows >= 16)
+        assert all(torch.equal(*pair) for pair in zip(step(compiled, x), step(model, x), strict=True))
     torch._dynamo.reset()
 
 
