@@ -1,4 +1,5 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import Glibc
 import LowRankBackends
 import LowRankCore
 import TestSupport
@@ -17,6 +18,34 @@ import Testing
                 #expect(matrix.rows == rows && matrix.columns == columns && matrix.view.type == type)
                 #expect(UInt(bitPattern: matrix.view.address) % 64 == 0)
             }
+        }
+    }
+
+    @Test func reserveKeepsTheNewestBlocksOfASize() {
+        let size = MemoryReserve.smallestBlock
+        let reserve = MemoryReserve(capacity: 3 * size)
+        func block(_ bytes: Int) -> UnsafeMutableRawPointer {
+            guard let memory = malloc(bytes) else { preconditionFailure("no memory") }
+            return memory
+        }
+        #expect(reserve.take(bytes: size) == nil)
+        let (first, second, third) = (block(size), block(2 * size), block(size))
+        reserve.give(first, bytes: size)
+        reserve.give(second, bytes: 2 * size)
+        #expect(reserve.take(bytes: size + 64) == nil && reserve.take(bytes: size - 64) == nil, "another size")
+        #expect(reserve.take(bytes: 2 * size) == second)
+        #expect(reserve.take(bytes: 2 * size) == nil, "taken already")
+        reserve.give(second, bytes: 2 * size)
+        reserve.give(third, bytes: size)
+        // What was there longest had to go.
+        #expect(reserve.take(bytes: size) == third && reserve.take(bytes: size) == nil)
+        #expect(reserve.take(bytes: 2 * size) == second)
+        free(second)
+        free(third)
+        // Too small and too large to be kept.
+        for bytes in [size / 2, 4 * size] {
+            reserve.give(block(bytes), bytes: bytes)
+            #expect(reserve.take(bytes: bytes) == nil)
         }
     }
 

@@ -2,7 +2,7 @@
 import Glibc
 import LowRankCore
 
-/// The CPU: own kernels for everything that touches a weight or an activation, LAPACK for the small panels.
+/// The CPU: own kernels for everything but small SVDs and eigenproblems, which are LAPACK's.
 public struct CPUBackend: Backend {
     /// The best kernels that this CPU runs, on the default number of threads.
     public static let shared = CPUBackend(kernels: .current)
@@ -22,9 +22,9 @@ public struct CPUBackend: Backend {
         rows: Int, columns: Int, type: ScalarType, order: StorageOrder
     ) throws(LowRankError) -> Matrix {
         let bytes = max(rows * columns * type.size, 64)
-        let memory = if let kept = MemoryReserve.take(bytes: bytes) { kept } else { try allocate(bytes: bytes) }
+        let memory = if let kept = MemoryReserve.shared.take(bytes: bytes) { kept } else { try allocate(bytes: bytes) }
         return Matrix(adopting: memory, rows: rows, columns: columns, type: type, order: order) {
-            MemoryReserve.give($0, bytes: bytes)
+            MemoryReserve.shared.give($0, bytes: bytes)
         }
     }
 
