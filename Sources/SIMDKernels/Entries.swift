@@ -5,54 +5,82 @@
 
 /// Bytes of workspace for one `multiply` of a block of C of this size.
 @inline(never)
-public func multiplyWorkspace(rows: Int, columns: Int) -> Int {
+public func multiplyWorkspace(rows: Int, columns: Int, depth: Int) -> Int {
     max(
-        multiplyWorkspaceBytes(FloatVector.self, rows: rows, columns: columns),
-        multiplyWorkspaceBytes(DoubleVector.self, rows: rows, columns: columns))
+        multiplyWorkspaceBytes(FloatVector.self, rows: rows, columns: columns, depth: depth),
+        multiplyWorkspaceBytes(DoubleVector.self, rows: rows, columns: columns, depth: depth))
 }
 
 /// float32 elements of a vector register.
 @inline(never)
 public func floatLanes() -> Int { FloatVector.lanes }
 
-/// `C = alpha * A B + beta * C`, computed in float32. A [rows, depth], B [depth, columns]; tiles of 4 or 6 lines.
+/// `C = alpha * A B + beta * C`, computed in float32. A [rows, depth], B [depth, columns]; packed operands may be NULL.
 @inline(never)
 public func multiplyFloat32(
-    _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
-    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
-    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int, _ packedA: UnsafeRawPointer?,
+    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ packedB: UnsafeRawPointer?,
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
     _ workspace: UnsafeMutableRawPointer
 ) {
-    @inline(__always)
-    func multiply(lines: Int) {
-        multiplyBlock(
-            FloatVector.self, lines: lines, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
-            a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
-            beta: Float(beta), c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
-            computeType: StorageCode.float32)
-    }
-    if tileLines == 6 { multiply(lines: 6) } else { multiply(lines: 4) }
+    multiplyBlock(
+        FloatVector.self, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
+        a: a, aType: aType, aRow: aRow, aColumn: aColumn, packedA: packedA,
+        b: b, bType: bType, bRow: bRow, bColumn: bColumn, packedB: packedB,
+        beta: Float(beta), c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+        computeType: StorageCode.float32)
 }
 
 /// `C = alpha * A B + beta * C`, computed in float64.
 @inline(never)
 public func multiplyFloat64(
-    _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
-    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
-    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int, _ packedA: UnsafeRawPointer?,
+    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ packedB: UnsafeRawPointer?,
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
     _ workspace: UnsafeMutableRawPointer
 ) {
-    @inline(__always)
-    func multiply(lines: Int) {
-        multiplyBlock(
-            DoubleVector.self, lines: lines, rows: rows, columns: columns, depth: depth, alpha: alpha,
-            a: a, aType: aType, aRow: aRow, aColumn: aColumn, b: b, bType: bType, bRow: bRow, bColumn: bColumn,
-            beta: beta, c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
-            computeType: StorageCode.float64)
-    }
-    if tileLines == 6 { multiply(lines: 6) } else { multiply(lines: 4) }
+    multiplyBlock(
+        DoubleVector.self, rows: rows, columns: columns, depth: depth, alpha: alpha,
+        a: a, aType: aType, aRow: aRow, aColumn: aColumn, packedA: packedA,
+        b: b, bType: bType, bRow: bRow, bColumn: bColumn, packedB: packedB,
+        beta: beta, c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+        computeType: StorageCode.float64)
+}
+
+/// Steps of the depth in a block of a packed operand.
+@inline(never)
+public func packedDepth() -> Int { depthBlock }
+
+/// Bytes of a block of a packed operand: of `lines` columns of B as strips, or of `lines` lines of A.
+@inline(never)
+public func packedBytes(_ asStrips: Bool, _ lines: Int, _ inFloat64: Bool) -> Int {
+    inFloat64
+        ? packedBlock(DoubleVector.self, asStrips, lines: lines) &* 8
+        : packedBlock(FloatVector.self, asStrips, lines: lines) &* 4
+}
+
+/// Packs one block of the depth of a whole operand for `multiplyFloat32`. Strides from line to line, and along the depth.
+@inline(never)
+public func packFloat32(
+    _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
+    _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
+) {
+    packOperand(
+        FloatVector.self, asStrips: asStrips, lines: lines, depth: depth, block: block, source: source, type: type,
+        lineStride: lineStride, depthStride: depthStride, into: destination)
+}
+
+/// Packs one block of the depth of a whole operand for `multiplyFloat64`. Strides from line to line, and along the depth.
+@inline(never)
+public func packFloat64(
+    _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
+    _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
+) {
+    packOperand(
+        DoubleVector.self, asStrips: asStrips, lines: lines, depth: depth, block: block, source: source, type: type,
+        lineStride: lineStride, depthStride: depthStride, into: destination)
 }
 
 /// `target[i, j] = source[i, j] * rowFactors[i] * columnFactors[j] + beta * target[i, j]` in float32; NULL factors are 1.

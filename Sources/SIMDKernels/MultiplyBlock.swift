@@ -1,143 +1,143 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CPUFeatures
 
-/// Steps of the depth that one packed block spans: a strip of B then fills most of the first-level cache.
-let depthBlock = 256
-
-/// Bytes of workspace that `multiplyBlock` needs: packed B, packed A, a tile, and a product where C can't hold the sums.
+/// Bytes of workspace that `multiplyBlock` needs: a tile, packed B, lines of A, and a product where C can't hold the sums.
 @inline(__always)
-func multiplyWorkspaceBytes<V: ComputeVector>(_: V.Type, rows: Int, columns: Int) -> Int {
+func multiplyWorkspaceBytes<V: ComputeVector>(_: V.Type, rows: Int, columns: Int, depth: Int) -> Int {
     let width = tileColumns(V.self)
-    let paddedRows = rows &+ maxTileLines &- 1
     let paddedColumns = (columns &+ width &- 1) / width &* width
-    let elements = depthBlock &* (paddedRows &+ paddedColumns) &+ paddedRows &* paddedColumns &+ maxTileLines &* width
+    let lines = workspaceLines(rows: rows, depth: depth)
+    let elements =
+        maxTileLines &* width &+ lines &* copiedLine &+ (min(depth, depthBlock) &+ lines) &* paddedColumns
     return elements &* MemoryLayout<V.Element>.stride &+ 256
+}
+
+/// Lines of A and C in the workspace: a tile's where each line is finished at once.
+@inline(__always)
+private func workspaceLines(rows: Int, depth: Int) -> Int {
+    depth <= depthBlock ? maxTileLines : rows &+ maxTileLines
 }
 
 /// `C = alpha * A B + beta * C` for one block of C, for operands of any storage type and strides (in elements).
 ///
-/// A is [rows, depth], B [depth, columns]. C is not read where beta is zero. The sum over the depth runs in one fixed
-/// order in the compute type, so the result depends neither on the tile's lines (4 or 6) nor on how C was cut up.
+/// A is [rows, depth], B [depth, columns]. C is not read where beta is zero. `packedA` and `packedB`, where not nil, hold
+/// all of that operand as `packOperand` writes it. The sum over the depth runs in one fixed order in the compute type, so
+/// the result depends neither on the tile's lines (4 or 6) nor on how C was cut up.
 @inline(__always)
 func multiplyBlock<V: ComputeVector>(
-    _: V.Type, lines: Int, rows: Int, columns: Int, depth: Int, alpha: V.Element,
-    a: UnsafeRawPointer, aType: Int32, aRow: Int, aColumn: Int,
-    b: UnsafeRawPointer, bType: Int32, bRow: Int, bColumn: Int,
+    _: V.Type, rows: Int, columns: Int, depth: Int, alpha: V.Element,
+    a: UnsafeRawPointer, aType: Int32, aRow: Int, aColumn: Int, packedA: UnsafeRawPointer?,
+    b: UnsafeRawPointer, bType: Int32, bRow: Int, bColumn: Int, packedB: UnsafeRawPointer?,
     beta: V.Element, c: UnsafeMutableRawPointer, cType: Int32, cRow: Int, cColumn: Int,
     workspace: UnsafeMutableRawPointer, computeType: Int32
 ) {
     typealias C = V.Element
+    if rows == 0 || columns == 0 { return }
     let width = tileColumns(V.self)
     let paddedColumns = (columns &+ width &- 1) / width &* width
     let aligned = UnsafeMutableRawPointer(bitPattern: (UInt(bitPattern: workspace) &+ 63) & ~63).unsafelyUnwrapped
-    let packedB = aligned.assumingMemoryBound(to: C.self)
-    let tile = packedB + depthBlock &* paddedColumns
-    let packedA = tile + maxTileLines &* width
-    let product = packedA + depthBlock &* (rows &+ lines &- 1)
+    let tile = aligned.assumingMemoryBound(to: C.self)
+    let ownB = tile + maxTileLines &* width
+    let ownA = ownB + min(depth, depthBlock) &* paddedColumns
+    let product = ownA + copiedLine &* workspaceLines(rows: rows, depth: depth)
 
     // Sums are kept in C where its type and lines allow, else in a product of the block's or of some lines' size. Both
     // multiply by alpha once, so that the bits are the same.
     let isOneBlock = depth <= depthBlock
     let sumsInC = cType == computeType && cColumn == 1 && (isOneBlock || (alpha == .one && beta == .zero))
-    // A few strips of B don't pay for a copy of lines of A that the tile can read where they are.
-    let readsA = aColumn == 1 && aType == computeType && columns <= 4 &* width
+    // Along the lines of A and C where each is then read and written once, else down the columns of C, so that a strip
+    // of B stays at hand.
+    let alongLines = isOneBlock || columns <= 4 &* width
+    let isPacked = packedA != nil || !alongLines
+    let readsA = !isPacked && aColumn == 1 && aType == computeType
+    // Of lines of A that are read once, as much in one run as packed B leaves in the second-level cache.
+    let run = alongLines && packedB != nil ? max(0x10000 / paddedColumns / depthBlock, 1) &* depthBlock : depthBlock
+    let storesLines = alongLines && depth <= run && !sumsInC
 
     var start = 0
     repeat {
-        let steps = min(depthBlock, depth &- start)
-        packStrips(
-            V.self, b + start &* bRow &* storageSize(bType), type: bType, lines: columns, depth: steps,
-            lineStride: bColumn, depthStride: bRow, into: packedB)
-        let aBlock = a + start &* aColumn &* storageSize(aType)
-        let readLines = readsA ? rows / lines &* lines : 0
-        packA(
-            aBlock + readLines &* aRow &* storageSize(aType), type: aType, lines: rows &- readLines, depth: steps,
-            lineStride: aRow, depthStride: aColumn, tileLines: lines, into: packedA)
-        // Later depth blocks add to what the first one wrote.
-        let blockBeta: C = start == 0 ? (sumsInC ? beta : .zero) : .one
-        var target: TileTarget<C> = (
-            alpha: sumsInC ? alpha : .one, beta: blockBeta, c: nil, line: 0, buffer: tile
-        )
-        // Along the lines of C where each is written once, else down its columns, so that a strip of B stays at hand.
+        let end = min(start &+ run, depth)
+        if packedB == nil {
+            packStrips(
+                V.self, b + start &* bRow &* storageSize(bType), type: bType, lines: columns, depth: end &- start,
+                lineStride: bColumn, depthStride: bRow, into: ownB)
+        }
+        if packedA == nil && !alongLines {
+            packTiles(
+                a + start &* aColumn &* storageSize(aType), type: aType, lines: rows, depth: end &- start,
+                lineStride: aRow, depthStride: aColumn, into: ownA)
+        }
         var outer = 0
-        while outer < (isOneBlock ? rows : columns) {
-            var inner = 0
-            while inner < (isOneBlock ? columns : rows) {
-                let i = isOneBlock ? outer : inner
-                let j = isOneBlock ? inner : outer
-                let isFull = rows &- i >= lines && columns &- j >= width
-                if isOneBlock && cColumn == 1 {
+        while outer < (alongLines ? rows : columns) {
+            let outerLines = alongLines ? tileLines(of: rows &- outer) : width
+            var first = start
+            repeat {
+                let steps = min(depthBlock, end &- first)
+                // The tile's lines of A, or those of all tiles.
+                var lines = UnsafePointer(ownA)
+                if let packedA {
+                    lines = packedA.assumingMemoryBound(to: C.self) + first &* paddedLines(rows)
+                    if alongLines { lines += outer &* steps }
+                } else if readsA {
+                    lines = a.assumingMemoryBound(to: C.self) + (outer &* aRow &+ first)
+                } else if alongLines {
+                    copyLines(
+                        a + (outer &* aRow &+ first &* aColumn) &* storageSize(aType), type: aType,
+                        lines: min(outerLines, rows &- outer), depth: steps, lineStride: aRow, depthStride: aColumn,
+                        into: ownA)
+                }
+                var strips = UnsafePointer(ownB)
+                if let packedB { strips = packedB.assumingMemoryBound(to: C.self) + first &* paddedColumns }
+                // Later depth blocks add to what the first one wrote.
+                let blockBeta: C = first == 0 ? (sumsInC ? beta : .zero) : .one
+                var inner = 0
+                while inner < (alongLines ? columns : rows) {
+                    let i = alongLines ? outer : inner
+                    let j = alongLines ? inner : outer
+                    let height = alongLines ? outerLines : tileLines(of: rows &- inner)
+                    let count = min(height, rows &- i)
+                    // A tile that is not whole goes through a buffer.
+                    let fits = !sumsInC || (count == height && columns &- j >= width)
+                    let tiles = alongLines && fits ? ((sumsInC ? columns : paddedColumns) &- j) / width : 1
+                    let target: TileTarget<C> =
+                        !sumsInC
+                        ? (.one, blockBeta, product + ((storesLines ? 0 : i) &* paddedColumns &+ j), paddedColumns)
+                        : fits
+                            ? (alpha, blockBeta, c.assumingMemoryBound(to: C.self) + (i &* cRow &+ j), cRow)
+                            : (.one, .zero, tile, width)
                     let size = storageSize(cType)
-                    prefetchTile(
-                        c + ((i &+ lines) &* cRow &+ j) &* size, lines: lines, line: cRow &* size, width: width &* size)
+                    let ahead: LinesAhead = (
+                        isOneBlock && cColumn == 1 ? UnsafeRawPointer(c + ((i &+ height) &* cRow &+ j) &* size) : nil,
+                        cRow &* size, width &* size
+                    )
+                    multiplyTiles(
+                        V.self, height: height, count: tiles, depth: steps, a: lines + (alongLines ? 0 : i &* steps),
+                        aLine: isPacked ? 1 : readsA ? aRow : copiedLine, aStep: isPacked ? height : 1, aLines: count,
+                        b: strips + j &* steps, to: target, ahead: ahead)
+                    if !fits {
+                        storeBlock(
+                            tile, line: width, rows: count, columns: min(width, columns &- j), alpha: alpha,
+                            beta: blockBeta, to: c.assumingMemoryBound(to: C.self) + (i &* cRow &+ j), row: cRow,
+                            column: 1)
+                    }
+                    inner &+= alongLines ? tiles &* width : height
                 }
-                if !sumsInC {
-                    target.c = product + ((isOneBlock ? 0 : i) &* paddedColumns &+ j)
-                    target.line = paddedColumns
-                } else if isFull {
-                    let origin = c.assumingMemoryBound(to: C.self) + (i &* cRow &+ j)
-                    target.c = origin
-                    target.line = cRow
-                } else {
-                    target.c = nil
-                }
-                let strip = UnsafePointer(packedB + j &* steps)
-                if i < readLines {
-                    multiplyTile(
-                        V.self, lines: lines, depth: steps, a: aBlock.assumingMemoryBound(to: C.self) + i &* aRow,
-                        aLine: aRow, aStep: 1, b: strip, to: target)
-                } else {
-                    multiplyTile(
-                        V.self, lines: lines, depth: steps, a: packedA + (i &- readLines) &* steps, aLine: 1,
-                        aStep: lines, b: strip, to: target)
-                }
-                if target.c == nil {
-                    storeBlock(
-                        tile, line: width, rows: min(lines, rows &- i), columns: min(width, columns &- j),
-                        alpha: target.alpha, beta: blockBeta, to: c.assumingMemoryBound(to: C.self) + (i &* cRow &+ j),
-                        row: cRow, column: 1)
-                }
-                inner &+= isOneBlock ? width : lines
-            }
-            if isOneBlock && !sumsInC {
+                first &+= depthBlock
+            } while first < end
+            if storesLines {
                 store(
-                    product, line: paddedColumns, rows: min(lines, rows &- outer), columns: columns, alpha: alpha,
+                    product, line: paddedColumns, rows: min(outerLines, rows &- outer), columns: columns, alpha: alpha,
                     beta: beta, to: c, type: cType, offset: outer &* cRow, row: cRow, column: cColumn)
             }
-            outer &+= isOneBlock ? lines : width
+            outer &+= outerLines
         }
-        start &+= depthBlock
+        start = end
     } while start < depth
 
-    if !isOneBlock && !sumsInC {
+    if !storesLines && !sumsInC {
         store(
             product, line: paddedColumns, rows: rows, columns: columns, alpha: alpha, beta: beta, to: c, type: cType,
             offset: 0, row: cRow, column: cColumn)
-    }
-}
-
-@inline(__always)
-private func packA<C: ComputeScalar>(
-    _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int, tileLines: Int,
-    into destination: UnsafeMutablePointer<C>
-) {
-    if tileLines == 6 {
-        packStrips(
-            SixLines.self, source, type: type, lines: lines, depth: depth, lineStride: lineStride,
-            depthStride: depthStride, into: destination)
-    } else {
-        packStrips(
-            FourLines.self, source, type: type, lines: lines, depth: depth, lineStride: lineStride,
-            depthStride: depthStride, into: destination)
-    }
-}
-
-/// Asks for lines of C that a coming tile will be added to, too far apart for the processor to foresee. In bytes.
-@inline(__always)
-private func prefetchTile(_ c: UnsafeMutableRawPointer, lines: Int, line: Int, width: Int) {
-    for i in 0..<lines {
-        prefetch_line(c + i &* line)
-        prefetch_line(c + (i &* line &+ width &- 1))
     }
 }
 

@@ -4,6 +4,13 @@ import CPUFeatures
 // Copies of an operand's block in the order and type that the micro tile reads it in. `lineStride` leads from one line
 // to the next, `depthStride` along the depth, in elements.
 
+/// Steps of the depth that one packed block spans: a strip of B then fills most of the first-level cache.
+let depthBlock = 256
+
+/// Elements from one copied line of A to the next: more than the depth by a cache line, so that the lines of a tile don't
+/// fall on the same places of the cache.
+let copiedLine = depthBlock &+ 16
+
 /// Lines of a strip, as a type so that loops over them are unrolled.
 protocol StripWidth {
     static var width: Int { get }
@@ -23,6 +30,98 @@ extension FloatVector: StripWidth {
 
 extension DoubleVector: StripWidth {
     @inline(__always) static var width: Int { tileColumns(self) }
+}
+
+/// One depth block of lines of A, contiguous along the depth.
+@inline(__always)
+func copyLines<C: ComputeScalar>(
+    _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
+    into destination: UnsafeMutablePointer<C>
+) {
+    @inline(__always)
+    func copy<S: StorageScalar>(_: S.Type) {
+        let source = source.assumingMemoryBound(to: S.self)
+        // Across the lines in squares of 4 x 4 elements where they lie side by side.
+        let turned = lineStride == 1 && depthStride != 1 ? depth / 4 &* 4 : 0
+        for square in 0..<(turned / 4) {
+            transposeLines(
+                source + 4 &* square &* depthStride, lineStride: depthStride, depth: lines, width: copiedLine,
+                into: destination + 4 &* square)
+        }
+        for i in 0..<lines {
+            let from = source + i &* lineStride
+            let to = destination + i &* copiedLine
+            var k = turned
+            if depthStride == 1 {
+                copyRun(from, count: depth / 4 &* 4, to: to)
+                k = depth / 4 &* 4
+            }
+            while k < depth {
+                to[k] = from[k &* depthStride].loaded()
+                k &+= 1
+            }
+        }
+    }
+    switch type {
+    case StorageCode.float32: copy(Float.self)
+    case StorageCode.float64: copy(Double.self)
+    case StorageCode.bfloat16: copy(BFloat16Bits.self)
+    default: copy(Float16Bits.self)
+    }
+}
+
+/// Packs depth block number `block` of a whole operand: columns of B as strips of two vectors, or lines of A.
+@inline(__always)
+func packOperand<V: ComputeVector>(
+    _: V.Type, asStrips: Bool, lines: Int, depth: Int, block: Int, source: UnsafeRawPointer, type: Int32,
+    lineStride: Int, depthStride: Int, into destination: UnsafeMutableRawPointer
+) {
+    let first = block &* depthBlock
+    let steps = min(depthBlock, depth &- first)
+    let from = source + first &* depthStride &* storageSize(type)
+    let to = destination.assumingMemoryBound(to: V.Element.self) + block &* packedBlock(V.self, asStrips, lines: lines)
+    if asStrips {
+        packStrips(
+            V.self, from, type: type, lines: lines, depth: steps, lineStride: lineStride, depthStride: depthStride,
+            into: to)
+    } else {
+        packTiles(
+            from, type: type, lines: lines, depth: steps, lineStride: lineStride, depthStride: depthStride, into: to)
+    }
+}
+
+/// Elements of a packed depth block of so many lines of A or columns of B.
+@inline(__always)
+func packedBlock<V: ComputeVector>(_: V.Type, _ asStrips: Bool, lines: Int) -> Int {
+    let width = tileColumns(V.self)
+    return depthBlock &* (asStrips ? (lines &+ width &- 1) / width &* width : paddedLines(lines))
+}
+
+/// Lines of the next tile where so many are left: 6, and 4 where that leaves fewer registers idle.
+@inline(__always)
+func tileLines(of left: Int) -> Int { left <= 4 || left == 7 || left == 8 ? 4 : 6 }
+
+/// Lines of all tiles of so many.
+@inline(__always)
+func paddedLines(_ lines: Int) -> Int { max(4, (lines &+ 1) / 2 &* 2) }
+
+/// One depth block of lines of A as strips of 6 or 4 of them, one for each tile.
+@inline(__always)
+func packTiles<C: ComputeScalar>(
+    _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
+    into destination: UnsafeMutablePointer<C>
+) {
+    // All strips of six come first.
+    var sixes = 0
+    while sixes < lines && tileLines(of: lines &- sixes) == 6 { sixes &+= 6 }
+    packStrips(
+        SixLines.self, source, type: type, lines: min(sixes, lines), depth: depth, lineStride: lineStride,
+        depthStride: depthStride, into: destination)
+    if sixes < lines {
+        packStrips(
+            FourLines.self, source + sixes &* lineStride &* storageSize(type), type: type, lines: lines &- sixes,
+            depth: depth, lineStride: lineStride, depthStride: depthStride, into: destination + sixes &* depth)
+    }
 }
 
 /// Strips of some lines: for each step of the depth the strip's elements side by side. Zeros fill the last strip up.
@@ -76,23 +175,29 @@ private func copyFullStrips<W: StripWidth, S: StorageScalar, C: ComputeScalar>(
     _: W.Type, _ source: UnsafePointer<S>, lines: Int, depth: Int, depthStride: Int,
     into destination: UnsafeMutablePointer<C>
 ) {
-    let ahead = 8
-    var start = 0
-    while start < depth {
-        let end = min(start &+ ahead, depth)
+    let ahead = 4
+    @inline(__always)
+    func copySteps(_ start: Int, _ count: Int) {
         var first = 0
         while first < lines {
-            for k in start..<end {
-                let from = source + (k &* depthStride &+ first)
-                let to = destination + (first &* depth &+ k &* W.width)
+            for k in 0..<count {
+                let from = source + ((start &+ k) &* depthStride &+ first)
+                let to = destination + (first &* depth &+ (start &+ k) &* W.width)
                 prefetch_line(from + ahead &* depthStride)
-                // By four: element by element each store would have to come before the next load.
-                for j in 0..<(W.width / 4) { C.write(four(from + 4 &* j), to: to + 4 &* j) }
+                copyRun(from, count: W.width / 4 &* 4, to: to)
                 for j in (W.width / 4 &* 4)..<W.width { to[j] = from[j].loaded() }
             }
             first &+= W.width
         }
-        start = end
+    }
+    var start = 0
+    while start &+ ahead <= depth {
+        copySteps(start, ahead)
+        start &+= ahead
+    }
+    while start < depth {
+        copySteps(start, 1)
+        start &+= 1
     }
 }
 
@@ -121,6 +226,21 @@ private func transposeLines<S: StorageScalar, C: ComputeScalar>(
     }
 }
 
+/// A multiple of four elements side by side. By eight: element by element each store would have to come before the next
+/// load.
+@inline(__always)
+private func copyRun<S: StorageScalar, C: ComputeScalar>(
+    _ source: UnsafePointer<S>, count: Int, to target: UnsafeMutablePointer<C>
+) {
+    var j = 0
+    while j &+ 8 <= count {
+        let from = source + j
+        C.write(four(from), four(from + 4), to: target + j)
+        j &+= 8
+    }
+    if j < count { C.write(four(source + j), to: target + j) }
+}
+
 @inline(__always)
 private func four<S: StorageScalar, C: ComputeScalar>(_ source: UnsafePointer<S>) -> (C, C, C, C) {
     (source[0].loaded(), source[1].loaded(), source[2].loaded(), source[3].loaded())
@@ -133,6 +253,12 @@ extension ComputeScalar where Self: SIMDScalar {
     @inline(__always)
     static func write(_ four: Four, to target: UnsafeMutablePointer<Self>) {
         UnsafeMutableRawPointer(target).storeBytes(of: SIMD4(four.0, four.1, four.2, four.3), as: SIMD4<Self>.self)
+    }
+
+    @inline(__always)
+    static func write(_ low: Four, _ high: Four, to target: UnsafeMutablePointer<Self>) {
+        UnsafeMutableRawPointer(target).storeBytes(
+            of: SIMD8(low.0, low.1, low.2, low.3, high.0, high.1, high.2, high.3), as: SIMD8<Self>.self)
     }
 
     @inline(__always)

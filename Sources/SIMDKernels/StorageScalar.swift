@@ -45,6 +45,7 @@ protocol ComputeScalar: StorageScalar {
     typealias Four = (Self, Self, Self, Self)
     static func read(_ source: UnsafePointer<Self>) -> Four
     static func write(_ four: Four, to target: UnsafeMutablePointer<Self>)
+    static func write(_ low: Four, _ high: Four, to target: UnsafeMutablePointer<Self>)
     /// The columns of the square with these lines.
     static func writeTransposed(
         _ l0: Four, _ l1: Four, _ l2: Four, _ l3: Four, to target: UnsafeMutablePointer<Self>, line: Int)

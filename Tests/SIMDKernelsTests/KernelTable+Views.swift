@@ -7,28 +7,48 @@ import Testing
 // One kernel call each, on whole matrices: what a backend does for one block.
 
 extension KernelTable {
-    /// `c = alpha * a b + beta * c`, with a workspace of the size asked for and a guard behind it.
+    /// `c = alpha * a b + beta * c`, with a workspace of the size asked for and a guard behind it. The kernel packs the
+    /// operands, or gets them packed.
     func multiply(
-        _ alpha: Double, _ a: TestMatrix, _ b: TestMatrix, beta: Double, into c: TestMatrix, tileLines: Int = 6,
-        label: String,
-        sourceLocation: SourceLocation = #_sourceLocation
+        _ alpha: Double, _ a: TestMatrix, _ b: TestMatrix, beta: Double, into c: TestMatrix,
+        packed: (a: Bool, b: Bool) = (false, false), label: String, sourceLocation: SourceLocation = #_sourceLocation
     ) {
+        let inFloat64 = [a, b, c].contains { $0.view.type == .float64 }
         let (a, b, c) = (a.view, b.view, c.view)
-        let needed = multiplyWorkspace(c.rows, c.columns)
+        let needed = multiplyWorkspace(c.rows, c.columns, a.columns)
         let guardBytes = 256
         let workspace = UnsafeMutableRawPointer.allocate(byteCount: needed + guardBytes, alignment: 64)
         defer { workspace.deallocate() }
         // Bytes of a NaN in every type, so that a workspace read before it is written shows.
         workspace.initializeMemory(as: UInt8.self, repeating: 0xff, count: needed + guardBytes)
-        let kernel = [a, b, c].contains { $0.type == .float64 } ? multiplyFloat64 : multiplyFloat32
+        let packedA = packed.a ? pack(a, asStrips: false, inFloat64) : nil
+        let packedB = packed.b ? pack(b.transposed, asStrips: true, inFloat64) : nil
+        defer {
+            packedA?.deallocate()
+            packedB?.deallocate()
+        }
+        let kernel = inFloat64 ? multiplyFloat64 : multiplyFloat32
         kernel(
-            tileLines, c.rows, c.columns, a.columns, alpha, a.address, a.type.rawValue, a.rowStride, a.columnStride,
-            b.address, b.type.rawValue, b.rowStride, b.columnStride,
+            c.rows, c.columns, a.columns, alpha, a.address, a.type.rawValue, a.rowStride, a.columnStride, packedA,
+            b.address, b.type.rawValue, b.rowStride, b.columnStride, packedB,
             beta, c.address, c.type.rawValue, c.rowStride, c.columnStride, workspace)
         let isIntact = (needed..<(needed + guardBytes)).allSatisfy {
             workspace.load(fromByteOffset: $0, as: UInt8.self) == 0xff
         }
         #expect(isIntact, "\(label): memory behind the workspace was written", sourceLocation: sourceLocation)
+    }
+
+    private func pack(_ lines: MatrixView, asStrips: Bool, _ inFloat64: Bool) -> UnsafeMutableRawPointer {
+        let blocks = (lines.columns + Self.packedDepth - 1) / Self.packedDepth
+        let size = blocks * packedBytes(asStrips, lines.rows, inFloat64)
+        let memory = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
+        memory.initializeMemory(as: UInt8.self, repeating: 0xff, count: size)
+        for block in 0..<blocks {
+            (inFloat64 ? packFloat64 : packFloat32)(
+                asStrips, lines.rows, lines.columns, block, lines.address, lines.type.rawValue, lines.rowStride,
+                lines.columnStride, memory)
+        }
+        return memory
     }
 
     /// `target = diag(rowFactors) source diag(columnFactors) + beta * target` in float32 or float64.

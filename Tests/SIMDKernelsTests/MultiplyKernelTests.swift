@@ -7,7 +7,7 @@ import Testing
 /// Products of small whole numbers are exact in float32, in any order and fused or not, so results must be equal.
 @Suite struct MultiplyKernelTests {
     /// Sizes around tiles of 4 and 6 lines, and of 4 to 16 columns.
-    private static let sizes = [0, 1, 2, 3, 4, 5, 6, 7, 11, 15, 16, 17, 34, 66]
+    private static let sizes = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 15, 16, 17, 34, 66]
 
     private func check(
         _ table: KernelTable, rows: Int, columns: Int, depth: Int, alpha: Double = 1, beta: Double = 0,
@@ -20,15 +20,15 @@ import Testing
         let old = RealMatrix.integers(rows, columns, seed: seed + 2, magnitude: 9)
         // Where beta is 0 the old C must not be read: it is all NaN.
         let product = alpha * (a.values * b.values)
-        for tileLines in [4, 6] {
+        for packed in [(a: false, b: false), (true, false), (false, true), (true, true)] {
             let c =
                 beta == 0
                 ? TestMatrix(undefined: rows, columns, types.c, layouts.c) : TestMatrix(old, types.c, layouts.c)
             let label = """
-                \(table.name) \(rows)x\(columns)x\(depth) tile \(tileLines) alpha \(alpha) beta \(beta) types \(types) \
+                \(table.name) \(rows)x\(columns)x\(depth) packed \(packed) alpha \(alpha) beta \(beta) types \(types) \
                 layouts \(layouts) seed \(seed)
                 """
-            table.multiply(alpha, a, b, beta: beta, into: c, tileLines: tileLines, label: label)
+            table.multiply(alpha, a, b, beta: beta, into: c, packed: packed, label: label)
             expectEqual(c.values, (beta == 0 ? product : product + beta * old).rounded(to: types.c), label)
             expectIntactGuard(a, b, c, label: label)
         }
@@ -58,6 +58,21 @@ import Testing
                         table, rows: rows, columns: columns, depth: depth, beta: beta, types: (type, type, type),
                         layouts: (.columnMajor, .columnMajor, .columnMajor))
                 }
+            }
+        }
+    }
+
+    /// Few columns, of which a packed operand is read in runs of several depth blocks, and more of them than lines of A
+    /// are read where they are for.
+    @Test(arguments: KernelTable.available, [ScalarType.float32, .float64, .bfloat16])
+    func skinnyOperands(table: KernelTable, type: ScalarType) {
+        for layout in [Layout.rowMajor, .columnMajor] {
+            let layouts = (layout, layout, layout)
+            check(table, rows: 9, columns: 61, depth: 2305, types: (type, .float32, .float32), layouts: layouts)
+            check(table, rows: 3, columns: 7, depth: 16640, types: (type, type, .float32), layouts: layouts)
+            for rows in [1, 5, 8, 16, 22] {
+                check(table, rows: rows, columns: 131, depth: 515, types: (type, type, .float32), layouts: layouts)
+                check(table, rows: rows, columns: 131, depth: 515, alpha: -1, beta: 1, types: (.float32, type, type))
             }
         }
     }

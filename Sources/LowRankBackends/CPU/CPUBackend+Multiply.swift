@@ -19,7 +19,14 @@ extension CPUBackend {
         // Below about 50 microseconds of arithmetic waking a second thread costs more than it saves.
         let isSmall = Double(c.rows) * Double(c.columns) * Double(a.columns) < 0x1p20
         let workers = isSmall ? 1 : min(threads, blocks)
-        let space = kernels.multiplyWorkspace(min(plan.blockRows, c.rows), min(plan.blockColumns, c.columns))
+        // An operand that every block of C takes whole is packed once for all of them.
+        let packedA = rowBlocks == 1 && columnBlocks > 1 ? try packed(a, asStrips: false, inFloat64) : nil
+        defer { free(packedA) }
+        let packedB =
+            columnBlocks == 1 && rowBlocks > 1 ? try packed(b.transposed, asStrips: true, inFloat64) : nil
+        defer { free(packedB) }
+        let space = kernels.multiplyWorkspace(
+            min(plan.blockRows, c.rows), min(plan.blockColumns, c.columns), a.columns)
         let workspace = try allocate(bytes: workers * space)
         defer { free(workspace) }
         parallelFor(blocks, threads: workers) { block, worker in
@@ -30,11 +37,28 @@ extension CPUBackend {
             let bBlock = b[columns: j..<min(j + plan.blockColumns, c.columns)]
             let cBlock = c[i..<(i + aBlock.rows), j..<(j + bBlock.columns)]
             kernel(
-                plan.tileLines, cBlock.rows, cBlock.columns, a.columns, alpha,
-                aBlock.address, a.type.rawValue, a.rowStride, a.columnStride,
-                bBlock.address, b.type.rawValue, b.rowStride, b.columnStride,
+                cBlock.rows, cBlock.columns, a.columns, alpha,
+                aBlock.address, a.type.rawValue, a.rowStride, a.columnStride, packedA,
+                bBlock.address, b.type.rawValue, b.rowStride, b.columnStride, packedB,
                 beta, cBlock.address, c.type.rawValue, c.rowStride, c.columnStride, workspace + worker * space)
         }
+    }
+
+    /// An operand of few lines as the kernels read it. `lines` is A, or the transpose of B, which makes strips.
+    private func packed(
+        _ lines: MatrixView, asStrips: Bool, _ inFloat64: Bool
+    ) throws(LowRankError) -> UnsafeMutableRawPointer {
+        let pack = inFloat64 ? kernels.packFloat64 : kernels.packFloat32
+        let blocks = (lines.columns + KernelTable.packedDepth - 1) / KernelTable.packedDepth
+        let space = kernels.packedBytes(asStrips, lines.rows, inFloat64)
+        let memory = try allocate(bytes: blocks * space)
+        // Not worth a second thread below about 100 microseconds.
+        parallelFor(blocks, threads: lines.rows * lines.columns < 1 << 18 ? 1 : threads) { block, _ in
+            pack(
+                asStrips, lines.rows, lines.columns, block, lines.address, lines.type.rawValue, lines.rowStride,
+                lines.columnStride, memory)
+        }
+        return memory
     }
 }
 
@@ -42,57 +66,47 @@ extension CPUBackend {
 private struct MultiplyPlan {
     /// Whether it is the transpose that is computed: `Cᵀ = Bᵀ Aᵀ`.
     var isTransposed = false
-    /// Lines of a tile, 4 or 6.
-    var tileLines = 6
     /// The blocks of C that are the units of parallel work, and share one packed block of B.
     var blockRows = 240
     var blockColumns = 240
 
     init(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int) {
-        var best = Double.infinity
-        for lines in [6, 4] {
-            for transposes in [false, true] {
-                let cost =
-                    transposes
-                    ? Self.cycles(b.transposed, a.transposed, c.transposed, tileLines: lines, lanes: lanes)
-                    : Self.cycles(a, b, c, tileLines: lines, lanes: lanes)
-                if cost < best {
-                    best = cost
-                    tileLines = lines
-                    isTransposed = transposes
-                }
-            }
-        }
+        isTransposed =
+            Self.cycles(b.transposed, a.transposed, c.transposed, lanes: lanes) < Self.cycles(a, b, c, lanes: lanes)
         let (rows, columns) = isTransposed ? (c.columns, c.rows) : (c.rows, c.columns)
         // A shallow block of B leaves room for longer lines of C.
-        if a.columns <= 64 { blockColumns = a.columns <= 32 ? 960 : 480 }
-        // Work for several threads where there are few columns.
-        let columnBlocks = (columns + blockColumns - 1) / blockColumns
-        while blockRows > 60 && (rows + blockRows - 1) / blockRows * columnBlocks < 16 { blockRows /= 2 }
+        if a.columns <= 128 { blockColumns = a.columns <= 32 ? 2048 : a.columns <= 64 ? 1024 : 512 }
+        // Work for several threads where there are few rows or columns.
+        func blocks() -> Int { (rows + blockRows - 1) / blockRows * ((columns + blockColumns - 1) / blockColumns) }
+        if rows <= blockRows {
+            // Whole strips.
+            if a.columns > 128 { blockColumns = 192 }
+            while blockColumns > 48 && blocks() < 16 { blockColumns /= 2 }
+        } else {
+            while blockRows > 60 && blocks() < 16 { blockRows /= 2 }
+        }
     }
 
     /// About how many cycles the kernel takes for `C = A B`.
-    private static func cycles(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, tileLines: Int, lanes: Int) -> Double
-    {
+    private static func cycles(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int) -> Double {
         // Measured per element with AVX2: copying along the lines, turning squares over in registers, single elements.
         let copied = 0.3
         let turned = 0.6
         let single = 1.5
         let (rows, columns, depth) = (Double(c.rows), Double(c.columns), Double(a.columns))
         let width = 2 * lanes
-        let paddedRows = Double((c.rows + tileLines - 1) / tileLines * tileLines)
+        let paddedRows = Double(max(4, (c.rows + 1) / 2 * 2))
         let paddedColumns = Double((c.columns + width - 1) / width * width)
-        // The sums of 4 lines wait for each other now and then.
-        let sums = paddedRows * paddedColumns * depth / Double(2 * lanes) * (tileLines == 4 ? 1.1 : 1)
-        // Lines that the tile reads where they are. Six lines side by side copy less well than whole vectors.
+        let sums = paddedRows * paddedColumns * depth / Double(2 * lanes)
+        // Lines that the tile reads where they are.
         let isRead = a.columnStride == 1 && a.type == c.type.computeType && c.columns <= 4 * width
-        let packA = isRead ? 0 : (a.rowStride == 1 ? 2 * copied : a.columnStride == 1 ? turned : single)
+        let packA = isRead ? 0 : a.columnStride == 1 ? copied : a.rowStride == 1 ? turned : single
         let packB = b.columnStride == 1 ? copied : b.rowStride == 1 ? turned : single
         // A line of C at a time, or every element on a cache line of its own.
         let storeC = c.columnStride == 1 ? copied : 4 * single
         // Each block packs its own parts of A and B.
-        let blocksOfA = (columns / 240).rounded(.up)
-        let blocksOfB = (rows / 240).rounded(.up)
+        let blocksOfA = c.rows <= 240 ? 1 : (columns / 240).rounded(.up)
+        let blocksOfB = c.columns <= 240 ? 1 : (rows / 240).rounded(.up)
         return sums + packA * rows * depth * blocksOfA + packB * columns * depth * blocksOfB
             + storeC * rows * columns
     }

@@ -10,11 +10,15 @@ import SIMDKernels
 /// The kernels of one instruction set. Sizes and strides are in elements, types are ``ScalarType`` raw values.
 package struct KernelTable: Sendable {
     package typealias Multiply = @Sendable (
-        _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
-        _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
-        _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+        _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+        _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int, _ packedA: UnsafeRawPointer?,
+        _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ packedB: UnsafeRawPointer?,
         _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
         _ workspace: UnsafeMutableRawPointer
+    ) -> Void
+    package typealias Pack = @Sendable (
+        _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
+        _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
     ) -> Void
     package typealias CopyScaled<C> = @Sendable (
         _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ sourceType: Int32, _ sourceRow: Int,
@@ -49,7 +53,10 @@ package struct KernelTable: Sendable {
     package let floatLanes: Int
     package var multiplyFloat32: Multiply
     package var multiplyFloat64: Multiply
-    package var multiplyWorkspace: @Sendable (_ rows: Int, _ columns: Int) -> Int
+    package var multiplyWorkspace: @Sendable (_ rows: Int, _ columns: Int, _ depth: Int) -> Int
+    package var packFloat32: Pack
+    package var packFloat64: Pack
+    package var packedBytes: @Sendable (_ asStrips: Bool, _ lines: Int, _ inFloat64: Bool) -> Int
     package var copyScaledFloat32: CopyScaled<Float>
     package var copyScaledFloat64: CopyScaled<Double>
     package var maxMagnitude: Reduce<Double>
@@ -66,11 +73,16 @@ package struct KernelTable: Sendable {
 }
 
 extension KernelTable {
+    /// Steps of the depth in a block of a packed operand, for every instruction set.
+    package static let packedDepth = SIMDKernels.packedDepth()
+
     /// Element by element in float64: what the others are tested against.
     package static let reference = KernelTable(
         name: "reference", floatLanes: 2,
         multiplyFloat32: SIMDKernels.multiplyReference, multiplyFloat64: SIMDKernels.multiplyReference,
-        multiplyWorkspace: { _, _ in 0 },
+        multiplyWorkspace: { _, _, _ in 0 },
+        packFloat32: { _, _, _, _, _, _, _, _, _ in }, packFloat64: { _, _, _, _, _, _, _, _, _ in },
+        packedBytes: { _, _, _ in 0 },
         copyScaledFloat32: SIMDKernels.copyScaledReferenceFloat32,
         copyScaledFloat64: SIMDKernels.copyScaledReferenceFloat64,
         maxMagnitude: SIMDKernels.maxMagnitudeReference, firstNonFinite: SIMDKernels.firstNonFiniteReference,
@@ -84,6 +96,7 @@ extension KernelTable {
         name: "baseline", floatLanes: SIMDKernels.floatLanes(),
         multiplyFloat32: SIMDKernels.multiplyFloat32, multiplyFloat64: SIMDKernels.multiplyFloat64,
         multiplyWorkspace: SIMDKernels.multiplyWorkspace,
+        packFloat32: SIMDKernels.packFloat32, packFloat64: SIMDKernels.packFloat64, packedBytes: SIMDKernels.packedBytes,
         copyScaledFloat32: SIMDKernels.copyScaledFloat32, copyScaledFloat64: SIMDKernels.copyScaledFloat64,
         maxMagnitude: SIMDKernels.maxMagnitude, firstNonFinite: SIMDKernels.firstNonFinite,
         columnDots: SIMDKernels.columnDots,
@@ -96,6 +109,7 @@ extension KernelTable {
             name: "avx2", floatLanes: SIMDKernelsAVX2.floatLanes(),
             multiplyFloat32: SIMDKernelsAVX2.multiplyFloat32, multiplyFloat64: SIMDKernelsAVX2.multiplyFloat64,
             multiplyWorkspace: SIMDKernelsAVX2.multiplyWorkspace,
+            packFloat32: SIMDKernelsAVX2.packFloat32, packFloat64: SIMDKernelsAVX2.packFloat64, packedBytes: SIMDKernelsAVX2.packedBytes,
             copyScaledFloat32: SIMDKernelsAVX2.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX2.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX2.maxMagnitude, firstNonFinite: SIMDKernelsAVX2.firstNonFinite,
             columnDots: SIMDKernelsAVX2.columnDots,

@@ -25,9 +25,9 @@ private func store(_ value: Double, _ address: UnsafeMutableRawPointer, _ type: 
 
 @inline(never)
 public func multiplyReference(
-    _ tileLines: Int, _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
-    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
-    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int,
+    _ rows: Int, _ columns: Int, _ depth: Int, _ alpha: Double,
+    _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int, _ packedA: UnsafeRawPointer?,
+    _ b: UnsafeRawPointer, _ bType: Int32, _ bRow: Int, _ bColumn: Int, _ packedB: UnsafeRawPointer?,
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
     _ workspace: UnsafeMutableRawPointer
 ) {
