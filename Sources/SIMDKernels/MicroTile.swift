@@ -12,8 +12,8 @@ func tileColumns<V: ComputeVector>(_: V.Type) -> Int { 2 &* V.lanes }
 /// Lines of the taller tile.
 let maxTileLines = 6
 
-/// Where the products of a run of tiles go: `c = alpha * product + beta * c` on lines `line` elements apart, one tile after
-/// the other along them. c is not read where beta is zero.
+/// Where the products of a run of tiles go: `c = alpha * product + beta * c` on lines `line` elements apart, one tile
+/// after the other along them. c is not read where beta is zero.
 /// A tuple, because a generic structure would bring weak code of its own.
 typealias TileTarget<C: ComputeScalar> = (alpha: C, beta: C, c: UnsafeMutablePointer<C>, line: Int)
 
@@ -40,7 +40,8 @@ func multiplyTiles<V: ComputeVector>(
     }
 }
 
-/// `a` is read with `aLine` from line to line and `aStep` along the depth; `b` holds `depth` steps of two vectors for each tile.
+/// `a` is read with `aLine` from line to line and `aStep` along the depth; `b` holds `depth` steps of two vectors for each
+/// tile.
 @inline(__always)
 private func multiplyTiles6<V: ComputeVector>(
     _: V.Type, count: Int, depth: Int, a: UnsafePointer<V.Element>, aLine: Int, aStep: Int, last: Int,

@@ -120,6 +120,34 @@ import Testing
         }
     }
 
+    /// Shapes that the plan treats differently: few rows, few columns, both, a shallow depth and one of several runs.
+    @Test(
+        arguments: KernelTable.available,
+        [(5, 700, 600), (32, 300, 300), (300, 7, 2500), (700, 64, 1100), (17, 19, 900), (260, 700, 33)])
+    func skinnyProductsHaveTheBitsOfTheirTransposes(
+        table: KernelTable, shape: (rows: Int, columns: Int, depth: Int)
+    ) throws {
+        let a = RealMatrix.gaussian(shape.rows, shape.depth, seed: 15)
+        let b = RealMatrix.gaussian(shape.depth, shape.columns, seed: 16)
+        var results: [[UInt64]] = []
+        var cases: [String] = []
+        for layout in [Layout.rowMajor, .columnMajor, .reversed] {
+            let (left, right) = (TestMatrix(a, .float32, layout), TestMatrix(b, .float32, layout))
+            for threads in [1, 2] {
+                let backend = CPUBackend(kernels: table, threads: threads)
+                let c = TestMatrix(undefined: shape.rows, shape.columns, .float32)
+                try backend.multiply(alpha: 1, left.view, right.view, beta: 0, into: c.view)
+                let turned = TestMatrix(undefined: shape.columns, shape.rows, .float32, .columnMajor)
+                try backend.multiply(
+                    alpha: 1, right.view.transposed, left.view.transposed, beta: 0, into: turned.view)
+                let again = TestMatrix(turned.values.transposed, .float32)
+                results += [c.bits, again.bits]
+                cases += ["\(layout), \(threads) threads", "\(layout), \(threads) threads, transposed"]
+            }
+        }
+        expectSameBits(results, cases: cases, "\(table.name) \(shape)")
+    }
+
     @Test(arguments: KernelTable.available)
     func productIsOfTheComputeType(table: KernelTable) throws {
         let backend = CPUBackend(kernels: table, threads: 1)
