@@ -192,6 +192,43 @@ static PyObject *base_product(PyObject *module, PyObject *const *args, Py_ssize_
   return finish_with_none(&call);
 }
 
+static PyObject *change_forward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+  native_call call;
+  if (!native_begin(&call, module, "change_forward", count, 8)) {
+    return NULL;
+  }
+  const DLTensor *x = native_borrow(&call, args[0], "x", NATIVE_READ);
+  const DLTensor *down = native_borrow(&call, args[1], "down", NATIVE_READ);
+  const DLTensor *up = native_borrow(&call, args[2], "up", NATIVE_READ);
+  const DLTensor *start_down = native_borrow(&call, args[3], "start_down", NATIVE_READ);
+  const DLTensor *start_up = native_borrow(&call, args[4], "start_up", NATIVE_READ);
+  double scale = native_double(&call, args[5], "scale");
+  DLTensor *out = native_borrow(&call, args[6], "out", NATIVE_WRITE);
+  DLTensor *out_h = native_borrow(&call, args[7], "out_h", NATIVE_WRITE);
+  NATIVE_RUN(&call, lr_change_forward(x, down, up, start_down, start_up, scale, out, out_h));
+  return finish_with_none(&call);
+}
+
+static PyObject *change_backward(PyObject *module, PyObject *const *args, Py_ssize_t count) {
+  native_call call;
+  if (!native_begin(&call, module, "change_backward", count, 11)) {
+    return NULL;
+  }
+  const DLTensor *grad = native_borrow(&call, args[0], "grad", NATIVE_READ);
+  const DLTensor *x = native_borrow(&call, args[1], "x", READ_OR_NONE);
+  const DLTensor *h = native_borrow(&call, args[2], "h", READ_OR_NONE);
+  const DLTensor *down = native_borrow(&call, args[3], "down", NATIVE_READ);
+  const DLTensor *up = native_borrow(&call, args[4], "up", NATIVE_READ);
+  const DLTensor *start_down = native_borrow(&call, args[5], "start_down", NATIVE_READ);
+  const DLTensor *start_up = native_borrow(&call, args[6], "start_up", NATIVE_READ);
+  double scale = native_double(&call, args[7], "scale");
+  DLTensor *out_x = native_borrow(&call, args[8], "out_x", WRITE_OR_NONE);
+  DLTensor *out_down = native_borrow(&call, args[9], "out_down", WRITE_OR_NONE);
+  DLTensor *out_up = native_borrow(&call, args[10], "out_up", WRITE_OR_NONE);
+  NATIVE_RUN(&call, lr_change_backward(grad, x, h, down, up, start_down, start_up, scale, out_x, out_down, out_up));
+  return finish_with_none(&call);
+}
+
 static PyObject *merge(PyObject *module, PyObject *const *args, Py_ssize_t count) {
   native_call call;
   if (!native_begin(&call, module, "merge", count, 5)) {
@@ -285,6 +322,12 @@ PyMethodDef native_methods[] = {
      "effective_up_backward(grad, up, core, frozen_columns, out_up, out_core, /)\n--\n\nGradients of effective_up."},
     {"base_product", FAST(base_product),
      "base_product(x, weight, bias, out, /)\n--\n\nout = x weight^T + bias of float32 tensors, by OpenBLAS."},
+    {"change_forward", FAST(change_forward),
+     "change_forward(x, down, up, start_down, start_up, scale, out, out_h, /)\n--\n\n"
+     "Adds what an adapter has changed to out."},
+    {"change_backward", FAST(change_backward),
+     "change_backward(grad, x, h, down, up, start_down, start_up, scale, out_x, out_down, out_up, /)\n--\n\n"
+     "Gradients of change_forward."},
     {"merge", FAST(merge), "merge(weight, down, core, up, scale, /)\n--\n\nAdds an adapter to a weight."},
     {"set_num_threads", FAST(set_num_threads),
      "set_num_threads(count, /)\n--\n\n"

@@ -164,6 +164,45 @@ public func lr_base_product(
 }
 
 @c @implementation
+public func lr_change_forward(
+    _ x: UnsafePointer<DLTensor>?, _ down: UnsafePointer<DLTensor>?, _ up: UnsafePointer<DLTensor>?,
+    _ start_down: UnsafePointer<DLTensor>?, _ start_up: UnsafePointer<DLTensor>?, _ scale: Double,
+    _ out: UnsafeMutablePointer<DLTensor>?, _ out_h: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let (x, down, up) = (try Tensor(x, "x"), try Tensor(down, "down"), try Tensor(up, "up"))
+        let (startDown, startUp) = (try Tensor(start_down, "start_down"), try Tensor(start_up, "start_up"))
+        let (out, h) = (try Tensor(out, "out"), try Tensor(out_h, "out_h"))
+        try requireSeparate(outputs: [out, h], inputs: [x, down, up, startDown, startUp])
+        let factors = try Factors(up: up.view, core: .identity, down: down.view, scale: scale)
+        let change = try Change(factors, startUp: startUp.view, startDown: startDown.view)
+        try change.addForward(x.view, to: out.view, keeping: h.view, on: CPUBackend.shared)
+    }
+}
+
+@c @implementation
+public func lr_change_backward(
+    _ grad: UnsafePointer<DLTensor>?, _ x: UnsafePointer<DLTensor>?, _ h: UnsafePointer<DLTensor>?,
+    _ down: UnsafePointer<DLTensor>?, _ up: UnsafePointer<DLTensor>?, _ start_down: UnsafePointer<DLTensor>?,
+    _ start_up: UnsafePointer<DLTensor>?, _ scale: Double, _ out_x: UnsafeMutablePointer<DLTensor>?,
+    _ out_down: UnsafeMutablePointer<DLTensor>?, _ out_up: UnsafeMutablePointer<DLTensor>?
+) -> lr_status_t {
+    call { () throws(LowRankError) in
+        let grad = try Tensor(grad, "grad")
+        let (x, h) = (try Tensor.optional(x, "x"), try Tensor.optional(h, "h"))
+        let (down, up) = (try Tensor(down, "down"), try Tensor(up, "up"))
+        let (startDown, startUp) = (try Tensor(start_down, "start_down"), try Tensor(start_up, "start_up"))
+        let dx = try Tensor.optional(out_x, "out_x")
+        let (dDown, dUp) = (try Tensor.optional(out_down, "out_down"), try Tensor.optional(out_up, "out_up"))
+        try requireSeparate(outputs: [dx, dDown, dUp], inputs: [grad, x, h, down, up, startDown, startUp])
+        let factors = try Factors(up: up.view, core: .identity, down: down.view, scale: scale)
+        let change = try Change(factors, startUp: startUp.view, startDown: startDown.view)
+        let gradients = Gradients(x: dx?.view, down: dDown?.view, up: dUp?.view)
+        try change.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: CPUBackend.shared)
+    }
+}
+
+@c @implementation
 public func lr_merge(
     _ weight: UnsafeMutablePointer<DLTensor>?, _ down: UnsafePointer<DLTensor>?, _ core: UnsafePointer<DLTensor>?,
     _ up: UnsafePointer<DLTensor>?, _ scale: Double

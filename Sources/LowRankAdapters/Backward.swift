@@ -55,7 +55,7 @@ extension Factors {
         if let dx = gradients.x { try backend.multiply(alpha: scale, q, down, beta: 1, into: dx) }
     }
 
-    private func requireShapes(
+    func requireShapes(
         _ g: MatrixView, x: MatrixView?, h: MatrixView?, _ gradients: Gradients
     ) throws(LowRankError) {
         try upProjection.requireShapes(g, h: h, gradients)

@@ -87,6 +87,29 @@ import Testing
         }
     }
 
+    @Test func changeForwardAndBackward() {
+        let (down, up) = (tensor(r, n, seed: 2), tensor(m, r, seed: 4))
+        let (startDown, startUp) = (tensor(r, n, seed: 12), tensor(m, r, seed: 14))
+        let (x, out, h) = (tensor(tokens, n, seed: 5), tensor(tokens, m, seed: 6), TestTensor(undefined: tokens, r))
+        let old = out.values
+        var status = lr_change_forward(
+            x.pointer, down.pointer, up.pointer, startDown.pointer, startUp.pointer, 0.5, out.pointer, h.pointer)
+        #expect(status == .ok, "\(lastMessage)")
+        let change = 0.5 * (up.values * down.values - startUp.values * startDown.values)
+        expectEqual(h.values, x.values * down.values.transposed, "h")
+        expectEqual(out.values, old + x.values * change.transposed, "out")
+
+        let (grad, dx) = (tensor(tokens, m, seed: 7), tensor(tokens, n, seed: 8))
+        let (dDown, dUp, oldX) = (TestTensor(undefined: r, n), TestTensor(undefined: m, r), dx.values)
+        status = lr_change_backward(
+            grad.pointer, x.pointer, h.pointer, down.pointer, up.pointer, startDown.pointer, startUp.pointer, 0.5,
+            dx.pointer, dDown.pointer, dUp.pointer)
+        #expect(status == .ok, "\(lastMessage)")
+        expectEqual(dx.values, oldX + grad.values * change, "dx")
+        expectEqual(dDown.values, 0.5 * ((grad.values * up.values).transposed * x.values), "dA")
+        expectEqual(dUp.values, 0.5 * (grad.values.transposed * h.values), "dB")
+    }
+
     @Test func effectiveUp() {
         for (core, c) in cores {
             let (up, start, out) = (tensor(m, r, seed: 10), tensor(m, r, seed: 11), TestTensor(undefined: m, r))

@@ -54,7 +54,7 @@ import Testing
             #expect(status == .invalidArgument && lastMessage.hasPrefix("out_h: expected none"), "\(label)")
         } else if names == ("lr_adapter_backward", "down") {
             #expect(status == .invalidArgument && lastMessage.hasPrefix("x: expected none"), "\(label)")
-        } else if ["x", "h"].contains(names.argument) && names.call == "lr_adapter_backward" {
+        } else if ["x", "h"].contains(names.argument) && ["lr_adapter_backward", "lr_change_backward"].contains(names.call) {
             // Optional, but the outputs asked for need it.
             #expect(status == .invalidArgument && lastMessage.hasPrefix("\(names.argument): expected "), "\(label)")
         } else if isOptional {

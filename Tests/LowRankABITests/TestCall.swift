@@ -54,7 +54,9 @@ struct TestCall {
     /// Every function that takes tensors.
     static var all: [TestCall] {
         [checkWeight, qr, ldu, svd, spectrum] + ["olora", "loldu", "lamda", "pissa", "lora_xs"].map { initialize($0) }
-            + [forward, backward, effectiveUp, effectiveUpBackward, baseProduct, merge]
+            + [
+                forward, backward, changeForward, changeBackward, effectiveUp, effectiveUpBackward, baseProduct, merge,
+            ]
     }
 
     static func named(_ name: String) throws -> TestCall {
@@ -194,6 +196,35 @@ extension TestCall {
         ]
         return TestCall("lr_adapter_backward", inputs + factors + outputs) {
             lr_adapter_backward($0[0], $0[1], $0[2], $0[3], $0[4], $0[5], 0.5, 1, $0[6], $0[7], $0[8], $0[9])
+        }
+    }
+
+    private static var changeFactors: [Argument] {
+        [factors[0], factors[2]]
+            + [input("start_down", tensor(r, n, seed: 13)), input("start_up", tensor(m, r, seed: 14))]
+    }
+
+    static var changeForward: TestCall {
+        let out = Argument(name: "out", tensor: tensor(tokens, m, seed: 6), role: .changed)
+        let x = input("x", tensor(tokens, n, seed: 5))
+        let arguments = [x] + changeFactors + [out, output("out_h", .init(undefined: tokens, r))]
+        return TestCall("lr_change_forward", arguments) {
+            lr_change_forward($0[0], $0[1], $0[2], $0[3], $0[4], 0.5, $0[5], $0[6])
+        }
+    }
+
+    static var changeBackward: TestCall {
+        let inputs = [
+            input("grad", tensor(tokens, m, seed: 7)), input("x", tensor(tokens, n, seed: 8)),
+            input("h", tensor(tokens, r, seed: 9)),
+        ]
+        let outputs = [
+            Argument(name: "out_x", tensor: tensor(tokens, n, seed: 10), role: .changed, isOptional: true),
+            optional(output("out_down", .init(undefined: r, n))), optional(output("out_up", .init(undefined: m, r))),
+        ]
+        return TestCall("lr_change_backward", inputs + changeFactors + outputs) {
+            lr_change_backward(
+                $0[0], $0[1], $0[2], $0[3], $0[4], $0[5], $0[6], 0.5, $0[7], $0[8], $0[9])
         }
     }
 

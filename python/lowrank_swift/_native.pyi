@@ -74,6 +74,23 @@ def effective_up_backward(
     grad: Any, up: Any, core: Any | None, frozen_columns: int, out_up: Any | None, out_core: Any | None, /
 ) -> None: ...
 def base_product(x: Any, weight: Any, bias: Any | None, out: Any, /) -> None: ...
+def change_forward(
+    x: Any, down: Any, up: Any, start_down: Any, start_up: Any, scale: float, out: Any, out_h: Any, /
+) -> None: ...
+def change_backward(
+    grad: Any,
+    x: Any | None,
+    h: Any | None,
+    down: Any,
+    up: Any,
+    start_down: Any,
+    start_up: Any,
+    scale: float,
+    out_x: Any | None,
+    out_down: Any | None,
+    out_up: Any | None,
+    /,
+) -> None: ...
 def merge(weight: Any, down: Any, core: Any | None, up: Any, scale: float, /) -> None: ...
 def set_num_threads(count: int, /) -> None: ...
 def get_num_threads() -> int: ...

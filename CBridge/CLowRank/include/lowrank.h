@@ -168,6 +168,17 @@ lr_status_t lr_effective_up_backward(const DLTensor *grad, const DLTensor *up, c
 /// processors; this library's threads share them.
 lr_status_t lr_base_product(const DLTensor *x, const DLTensor *weight, const DLTensor *bias, DLTensor *out);
 
+/// out += scale * x (B A - B0 A0)^T and out_h = x A^T: what an adapter both of whose factors train has changed since its
+/// start. As one adapter of rank 2r, B (A - A0) + (B - B0) A0, whose factors are made anew: out keeps its values while the
+/// factors have theirs. Shapes as in lr_adapter_forward; start_down [r, n], start_up [m, r].
+lr_status_t lr_change_forward(const DLTensor *x, const DLTensor *down, const DLTensor *up, const DLTensor *start_down,
+                              const DLTensor *start_up, double scale, DLTensor *out, DLTensor *out_h);
+
+/// Gradients of lr_change_forward in x (added to), down and up (overwritten), as lr_adapter_backward.
+lr_status_t lr_change_backward(const DLTensor *grad, const DLTensor *x, const DLTensor *h, const DLTensor *down,
+                               const DLTensor *up, const DLTensor *start_down, const DLTensor *start_up, double scale,
+                               DLTensor *out_x, DLTensor *out_down, DLTensor *out_up);
+
 /// W += scale * B C A. Before any write: NON_FINITE where a factor holds a NaN or an infinity, NUMERICAL_FAILURE where a
 /// finite entry of W would leave the range of its dtype. Entries of W that are not finite stay so.
 lr_status_t lr_merge(DLTensor *weight, const DLTensor *down, const DLTensor *core, const DLTensor *up, double scale);

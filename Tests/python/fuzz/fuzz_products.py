@@ -184,6 +184,66 @@ def native_backward(draw: Draw) -> Call:
     )
 
 
+def _change_arguments(draw: Draw) -> Arguments:
+    adapter = adapter_arguments(draw)
+    down, up = adapter["down"], adapter["up"]
+    starts = {"start_down": tensor(draw, tuple(down.shape)), "start_up": tensor(draw, tuple(up.shape))}
+    return {"down": down, "up": up, **starts, "scale": adapter["scale"]}
+
+
+def _check_change(old: Arguments, new: Arguments, by: np.ndarray, transposed: bool, target: str) -> None:
+    """The change of one side of the layer, from the other side's values and the factors."""
+    names = ("down", "up", "start_down", "start_up")
+    if new[target] is None or not is_tame(*[new[name] for name in names], by, old[target], scale=float(new["scale"])):
+        return
+    down, up, start_down, start_up = (float64(new[name]) for name in names)
+    change = float(new["scale"]) * (up @ down - start_up @ start_down)
+    # As the sums are taken: of differences, which are rounded first.
+    size = abs(float(new["scale"])) * (_norm(up) + _norm(start_up)) * (_norm(down) + _norm(start_down)) * _norm(by)
+    added = by @ (change.T if transposed else change)
+    check_sum(new[target], old[target], added, size, [new[name] for name in names], target)
+
+
+def native_change_forward(draw: Draw) -> Call:
+    factors, tokens = _change_arguments(draw), side(draw, 0)
+    arguments = {"x": tensor(draw, (tokens, factors["down"].shape[1])), **factors}
+    arguments["out"] = tensor(draw, (tokens, factors["up"].shape[0]))
+    arguments["out_h"] = tensor(draw, (tokens, factors["up"].shape[1]))
+    return Call(
+        lambda **a: _native.change_forward(*a.values()),
+        arguments,
+        lambda old, new, result: _check_change(old, new, float64(old["x"]), True, "out"),
+        outputs=frozenset(["out_h"]),
+        changed=frozenset(["out"]),
+    )
+
+
+def native_change_backward(draw: Draw) -> Call:
+    factors, tokens = _change_arguments(draw), side(draw, 0)
+    (rows, rank), columns = factors["up"].shape, factors["down"].shape[1]
+    wide = (torch.float32, torch.float64)
+
+    def sometimes(shape: tuple[int, ...]) -> Any:
+        return tensor(draw, shape, wide) if choose(draw, (False, True)) else None
+
+    arguments = {
+        "grad": tensor(draw, (tokens, rows)),
+        "x": tensor(draw, (tokens, columns)),
+        "h": tensor(draw, (tokens, rank)),
+        **factors,
+        "out_x": sometimes((tokens, columns)),
+        "out_down": sometimes((rank, columns)),
+        "out_up": sometimes((rows, rank)),
+    }
+    return Call(
+        lambda **a: _native.change_backward(*a.values()),
+        arguments,
+        lambda old, new, result: _check_change(old, new, float64(old["grad"]), False, "out_x"),
+        outputs=frozenset(["out_down", "out_up"]),
+        changed=frozenset(["out_x"]),
+    )
+
+
 def _core_and_up(draw: Draw) -> Arguments:
     adapter = adapter_arguments(draw)
     return {"up": adapter["up"], "core": adapter["core"]}

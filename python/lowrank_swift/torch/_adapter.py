@@ -28,8 +28,9 @@ __all__ = ["Adapter", "CoreAdapter", "Term", "UpCoreAdapter", "UpDownAdapter", "
 class Term(NamedTuple):
     """One summand ``scale * ((x A^T) C^T) B^T`` of an adapted layer.
 
-    With ``start`` (m x r) it is ``scale * (x A^T) (B C - start)^T``. ``frozen_columns`` (int64, no dimensions) is the
-    number of leading columns of ``up`` whose gradient is zero.
+    With ``start`` (m x r) it is ``scale * (x A^T) (B C - start)^T``, and with ``start_down`` (r x n) too, which has no
+    core, ``scale * x (B A - start start_down)^T``. ``frozen_columns`` (int64, no dimensions) is the number of leading
+    columns of ``up`` whose gradient is zero.
     """
 
     scale: float
@@ -38,21 +39,28 @@ class Term(NamedTuple):
     up: Tensor
     start: Tensor | None = None
     frozen_columns: Tensor | None = None
+    start_down: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All but the scale, in this order."""
-        return self[1:]  # type: ignore[return-value]
+        return self[1:]
 
     @torch.no_grad()
     def factors(self, dtype: torch.dtype | None = None) -> Factors:
-        """Return the summand as detached factors, of a dtype or of their own; a start is taken off in ``up``."""
-        down, core, up, start = (
+        """Return the summand as detached factors, of a dtype or of their own; a start is taken off in ``up``.
+
+        Two factors that have both changed make one change of twice the rank, ``B (A - A0) + (B - B0) A0``.
+        """
+        down, core, up, start, start_down = (
             None if tensor is None else tensor.detach().to(dtype or tensor.dtype)
-            for tensor in (self.down, self.core, self.up, self.start)
+            for tensor in (self.down, self.core, self.up, self.start, self.start_down)
         )
         assert up is not None
-        if start is not None:
+        if start_down is not None:
+            assert down is not None and start is not None
+            up, down = torch.cat((up, up - start), 1), torch.cat((down - start_down, start_down))
+        elif start is not None:
             up, core = effective_up(up, core, start), None
         return Factors(method="", up=up, core=core, down=down, scale=self.scale)
 
@@ -210,17 +218,18 @@ class UpCoreAdapter(Adapter):
 
 
 class UpDownAdapter(Adapter):
-    """Up and down train. Over an intact base a second, frozen adapter takes the start away.
+    """Up and down train. Over an intact base their start, kept as a second, frozen adapter, is taken away.
 
-    The trained factors start from the values that the frozen copies hold, so both cancel, to the rounding of the
-    output's dtype, also over a 16-bit base.
+    The trained factors start from the values that the frozen copies hold, so the start changes nothing, to the last
+    bit, also over a 16-bit base.
     """
 
     def __init__(self, factors: Factors, intact: bool, frozen_dtype: torch.dtype) -> None:
         super().__init__(factors.method, factors.scale, intact)
         self.register_buffer("start_up", _frozen("up", factors.up, frozen_dtype))
         self.register_buffer("start_down", _frozen("down", factors.down, frozen_dtype))
-        self.register_buffer("core", None if factors.core is None else _frozen("core", factors.core, frozen_dtype))
+        assert factors.core is None
+        self.register_buffer("core", None)
         self.up = nn.Parameter(self.start_up.to(factors.up.dtype, copy=True))
         self.down = nn.Parameter(self.start_down.to(factors.down.dtype, copy=True))
 
@@ -231,9 +240,14 @@ class UpDownAdapter(Adapter):
         """Return the trained term and the frozen one, which takes the start away."""
         return (self.trained(), self.start()._replace(scale=-self.scale))
 
+    def terms(self) -> tuple[Term, ...]:
+        """Return both as the one change that they make over an intact base."""
+        term = self.trained()
+        return (term._replace(start=self.start_up, start_down=self.start_down) if self.intact else term,)
+
     def start(self) -> Term:
         """Return the frozen term."""
-        return Term(self.scale, self.start_down, self.core, self.start_up)
+        return Term(self.scale, self.start_down, None, self.start_up)
 
 
 _FORMS: dict[frozenset[str], type[CoreAdapter] | type[UpCoreAdapter] | type[UpDownAdapter]] = {

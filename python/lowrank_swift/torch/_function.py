@@ -46,8 +46,8 @@ def _output(
         tuple([term.scale for term in terms]),
         *[tensor for term in terms for tensor in term.tensors],
     )
-    # The transforms of torch.func have gradients of their own, and what they can't do is for `apply` to refuse. Without a
-    # gradient `apply` is time lost, and Dynamo traces it of variadic arguments with one too many.
+    # The transforms of torch.func have gradients of their own, and what they can't do is for `apply` to refuse.
+    # Without a gradient `apply` is time lost, and Dynamo traces it of variadic arguments with one too many.
     is_transformed = torch._C._are_functorch_transforms_active()
     call = function.apply if is_transformed or _needs_grad(arguments) else function.forward
     out: Tensor = call(*arguments)[0]
@@ -66,6 +66,7 @@ class _TermTensors(NamedTuple):
     up: Any
     start: Any
     frozen_columns: Any
+    start_down: Any
 
 
 _TENSORS_PER_TERM = len(_TermTensors._fields)
@@ -124,7 +125,10 @@ def _with_terms(
 ) -> tuple[Tensor, ...]:
     """Add terms to an output in place, and return it with every term's h."""
     kept = []
-    for scale, (down, core, up, start, _) in zip(scales, _grouped(flat), strict=True):
+    for scale, (down, core, up, start, _, start_down) in zip(scales, _grouped(flat), strict=True):
+        if start_down is not None:
+            kept.append(layer.add_change(x, down, up, start_down, start, scale, out))
+            continue
         if start is not None:
             core, up = None, effective_up(up, core, start)
         kept.append(layer.add_term(x, down, core, up, scale, out))
@@ -221,11 +225,14 @@ def _term_backward(
     grad_x: Tensor | None,
 ) -> _TermTensors:
     """Add a term's part to ``grad_x`` and return the gradients of its tensors."""
-    down, core, up, start, frozen_columns = term
+    down, core, up, start, frozen_columns, start_down = term
     grad_core, grad_up = (
         torch.empty_like(tensor) if needs else None for tensor, needs in ((core, need.core), (up, need.up))
     )
-    if start is None:
+    if start_down is not None:
+        gradients = TermGradients(need.down, None, grad_up)
+        grad_down = layer.change_gradients(grad, x, h, down, up, start_down, start, scale, grad_x, gradients)
+    elif start is None:
         gradients = TermGradients(need.down, grad_core, grad_up)
         grad_down = layer.term_gradients(grad, x, h, down, core, up, scale, frozen_columns, grad_x, gradients)
     else:
@@ -235,4 +242,4 @@ def _term_backward(
         grad_down = layer.term_gradients(grad, x, h, down, None, product, scale, None, grad_x, gradients)
         if grad_product is not None:
             effective_up_backward_(grad_product, up, core, frozen_columns, grad_up, grad_core)
-    return _TermTensors(grad_down, grad_core, grad_up, None, None)
+    return _TermTensors(grad_down, grad_core, grad_up, None, None, None)

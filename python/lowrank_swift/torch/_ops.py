@@ -14,7 +14,15 @@ from lowrank_swift import _native
 
 from ._precision import working_dtype
 
-__all__ = ["adapter_backward_", "adapter_forward_", "base_product_", "effective_up", "effective_up_backward_"]
+__all__ = [
+    "adapter_backward_",
+    "adapter_forward_",
+    "base_product_",
+    "change_backward_",
+    "change_forward_",
+    "effective_up",
+    "effective_up_backward_",
+]
 
 _library = torch.library.Library("lowrank_swift", "DEF")  # type: ignore[no-untyped-call]
 
@@ -72,6 +80,47 @@ def _adapter_backward(
     )
 
 
+def _change_forward(
+    x: Tensor,
+    down: Tensor,
+    up: Tensor,
+    start_down: Tensor,
+    start_up: Tensor,
+    scale: float,
+    out: Tensor,
+    h: Tensor,
+) -> None:
+    _native.change_forward(_exported(x), _exported(down), _exported(up), start_down, start_up, scale, out, h)
+
+
+def _change_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    h: Tensor | None,
+    down: Tensor,
+    up: Tensor,
+    start_down: Tensor,
+    start_up: Tensor,
+    scale: float,
+    grad_x: Tensor | None,
+    grad_down: Tensor | None,
+    grad_up: Tensor | None,
+) -> None:
+    _native.change_backward(
+        _exported(grad),
+        _exported(x),
+        _exported(h),
+        _exported(down),
+        _exported(up),
+        start_down,
+        start_up,
+        scale,
+        grad_x,
+        grad_down,
+        grad_up,
+    )
+
+
 def _effective_up(up: Tensor, core: Tensor | None, start: Tensor | None, out: Tensor) -> None:
     _native.effective_up(_exported(up), _exported(core), _exported(start), out)
 
@@ -104,6 +153,16 @@ for _schema, _kernel in (
         " Tensor(d!)? grad_up) -> ()",
         _adapter_backward,
     ),
+    (
+        "change_forward_(Tensor x, Tensor down, Tensor up, Tensor start_down, Tensor start_up, float scale,"
+        " Tensor(a!) out, Tensor(b!) h) -> ()",
+        _change_forward,
+    ),
+    (
+        "change_backward_(Tensor grad, Tensor? x, Tensor? h, Tensor down, Tensor up, Tensor start_down,"
+        " Tensor start_up, float scale, Tensor(a!)? grad_x, Tensor(b!)? grad_down, Tensor(c!)? grad_up) -> ()",
+        _change_backward,
+    ),
     ("effective_up_(Tensor up, Tensor? core, Tensor? start, Tensor(a!) out) -> ()", _effective_up),
     (
         "effective_up_backward_(Tensor grad, Tensor up, Tensor? core, Tensor? frozen_columns, Tensor(a!)? grad_up,"
@@ -124,6 +183,12 @@ adapter_forward_ = torch.ops.lowrank_swift.adapter_forward_.default
 #: Gradients of the forward for 2-D x. grad_x is added to, the others are overwritten; what is None is not computed.
 #: Without a down grad_x is the gradient of h.
 adapter_backward_ = torch.ops.lowrank_swift.adapter_backward_.default
+
+#: out += scale * x (B A - B0 A0)^T and h = x A^T for 2-D x, as one adapter of twice the rank.
+change_forward_ = torch.ops.lowrank_swift.change_forward_.default
+
+#: Gradients of that forward. grad_x is added to, the others are overwritten; what is None is not computed.
+change_backward_ = torch.ops.lowrank_swift.change_backward_.default
 
 #: Gradients of `effective_up`. What is None is not computed.
 effective_up_backward_ = torch.ops.lowrank_swift.effective_up_backward_.default

@@ -200,6 +200,17 @@ func checkEffectiveUp() throws(LowRankError) {
     check("d core of B C", equal(Elements(dCore), Elements(factors.up).transposed * Elements(start)))
 }
 
+func checkChange() throws(LowRankError) {
+    let factors = try room(for: OLoRA.self)
+    try OLoRA.initialize(view(weight), rank: rank, into: factors, inPlace: false, on: backend)
+    let change = try Change(factors, startUp: factors.up, startDown: factors.down)
+    let (y, h, dx) = (zeros(m, m), zeros(m, rank), zeros(m, n))
+    try change.addForward(view(weight), to: y, keeping: h, on: backend)
+    check("an untrained adapter has changed nothing", Elements(y).norm == 0 && Elements(h).norm > 0)
+    try change.backward(y, x: nil, h: nil, into: Gradients(x: dx), on: backend)
+    check("nor a gradient", Elements(dx).norm == 0)
+}
+
 func checkErrors() throws(LowRankError) {
     func message(_ body: () throws(LowRankError) -> Void) -> String {
         do { try body() } catch { return "\(error)" }
@@ -237,6 +248,7 @@ try checkRanks()
 try checkOptions()
 try checkNarrowTypes()
 try checkEffectiveUp()
+try checkChange()
 try checkErrors()
 checkThreads()
 print("consumer: \(passed) passed, \(failed) failed")

@@ -111,6 +111,34 @@ class LayerType(ABC):
     ) -> Tensor | None:
         """Write the gradients of ``core`` and ``up``, add to that of the input, and return that of ``down``."""
 
+    def add_change(
+        self, x: Tensor, down: Tensor, up: Tensor, start_down: Tensor, start_up: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
+        """Add ``scale * x (B A - B0 A0)^T`` to an output in place and return h, of the output's dtype."""
+        h = self.add_term(x, down, None, up, scale, out)
+        self.add_term(x, start_down, None, start_up, -scale, out)
+        return h
+
+    def change_gradients(
+        self,
+        grad: Tensor,
+        x: Tensor | None,
+        h: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        start_down: Tensor,
+        start_up: Tensor,
+        scale: float,
+        grad_x: Tensor | None,
+        gradients: TermGradients,
+    ) -> Tensor | None:
+        """Write the gradient of ``up``, add to that of the input, and return that of ``down``."""
+        grad_down = self.term_gradients(grad, x, h, down, None, up, scale, None, grad_x, gradients)
+        if grad_x is not None:
+            frozen = TermGradients(False, None, None)
+            self.term_gradients(grad, None, None, start_down, None, start_up, -scale, None, grad_x, frozen)
+        return grad_down
+
     def start(self, factors: Factors) -> Factors:
         """Return the starting factors as the layer can take them."""
         return factors

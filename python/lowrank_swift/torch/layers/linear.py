@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .._ops import adapter_backward_, adapter_forward_
+from .._ops import adapter_backward_, adapter_forward_, change_backward_, change_forward_
 from ._layer_type import LayerType, TermGradients
 
 __all__ = ["Conv1D", "Linear"]
@@ -91,6 +91,33 @@ class Linear(LayerType):
         x = x if gradients.down else None
         _, grad_core, grad_up = gradients
         adapter_backward_(grad, x, h, down, core, up, scale, frozen_columns, grad_x, grad_down, grad_core, grad_up)
+        return grad_down
+
+    def add_change(
+        self, x: Tensor, down: Tensor, up: Tensor, start_down: Tensor, start_up: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
+        """Project and add in one operator."""
+        h = out.new_empty(x.shape[0], down.shape[0])
+        change_forward_(x, down, up, start_down, start_up, scale, out, h)
+        return h
+
+    def change_gradients(
+        self,
+        grad: Tensor,
+        x: Tensor | None,
+        h: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        start_down: Tensor,
+        start_up: Tensor,
+        scale: float,
+        grad_x: Tensor | None,
+        gradients: TermGradients,
+    ) -> Tensor | None:
+        """Go all the way back in one operator."""
+        grad_down = torch.empty_like(down) if gradients.down else None
+        x = x if gradients.down else None
+        change_backward_(grad, x, h, down, up, start_down, start_up, scale, grad_x, grad_down, gradients.up)
         return grad_down
 
     def _check(self, x: Tensor) -> None:

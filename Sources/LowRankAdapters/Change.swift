@@ -1,0 +1,115 @@
+// Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import LowRankBackends
+import LowRankCore
+
+/// What an adapter both of whose factors train has changed since its start, `s (B A − B₀ A₀)`.
+///
+/// Computed as one adapter of rank 2r, `s (B (A − A₀) + (B − B₀) A₀)`: x, y and the upstream gradient are gone over once,
+/// and what has not changed yet is exactly zero.
+public struct Change {
+    /// A, B and s; without a core.
+    public var factors: Factors
+    /// B₀, `[m, r]`.
+    public var startUp: MatrixView
+    /// A₀, `[r, n]`.
+    public var startDown: MatrixView
+
+    /// - Throws: ``LowRankError/invalidShape(argument:expected:got:)`` where the start has other shapes than the factors,
+    ///   ``LowRankError/invalidArgument(argument:expected:got:)`` for a core.
+    public init(_ factors: Factors, startUp: MatrixView, startDown: MatrixView) throws(LowRankError) {
+        self.factors = factors
+        self.startUp = startUp
+        self.startDown = startDown
+        try requireShape(startUp, factors.up.rows, factors.rank, "start_up")
+        try requireShape(startDown, factors.rank, factors.down.columns, "start_down")
+        if let core = factors.core.view {
+            throw .invalidArgument(argument: "core", expected: "none for factors that both train", got: core.shape)
+        }
+    }
+
+    /// Adds `s x (B A − B₀ A₀)ᵀ`.
+    ///
+    /// - Parameters:
+    ///   - x: Activations `[T, n]`; T may be 0.
+    ///   - y: `[T, m]`, added to.
+    ///   - h: `x Aᵀ`, `[T, r]`, written; what the backward needs.
+    /// - Throws: ``LowRankError/invalidShape(argument:expected:got:)``, `outOfMemory`.
+    ///
+    /// Accuracy: sums in float32, float64 where an operand is; y and h are rounded once to their types. Exact for B = B₀
+    /// and A = A₀: y keeps its bits, but for the sign of zero.
+    /// - Complexity: 4 T r (n + m) operations; workspace 2 r (T + n + m).
+    public func addForward(
+        _ x: MatrixView, to y: MatrixView, keeping h: MatrixView, on backend: some Backend
+    ) throws(LowRankError) {
+        try requireShape(x, x.rows, factors.down.columns, "x")
+        try requireShape(y, x.rows, factors.up.rows, "out")
+        try requireShape(h, x.rows, factors.rank, "out_h")
+        let both = try backend.product(x, stackedDown(on: backend).transposed).view
+        try backend.multiply(alpha: factors.scale, both, stackedUp(on: backend).transposed, beta: 1, into: y)
+        let (change, start) = (both[columns: 0..<factors.rank], both[columns: factors.rank..<2 * factors.rank])
+        try backend.accumulate(change, beta: 1, into: start)
+        try backend.copy(start, to: h)
+    }
+
+    /// The gradients of ``addForward(_:to:keeping:on:)`` in x, A and B.
+    ///
+    /// - Parameters:
+    ///   - g: Upstream gradient `[T, m]`.
+    ///   - x: Activations `[T, n]`, needed for dA alone.
+    ///   - h: What the forward kept, `[T, r]`, needed for dB alone.
+    ///   - gradients: Which gradients, and where to; no columns are frozen.
+    /// - Throws: As ``Factors/backward(_:x:h:into:on:)``.
+    ///
+    /// - Complexity: 4 T r (m + n) for dx, 2 T r m for dB, 2 T r n for dA; workspace 2 r (T + n + m).
+    public func backward(
+        _ g: MatrixView, x: MatrixView?, h: MatrixView?, into gradients: Gradients, on backend: some Backend
+    ) throws(LowRankError) {
+        try factors.requireShapes(g, x: x, h: h, gradients)
+        if gradients.frozenColumns != 0 {
+            throw .invalidArgument(argument: "frozen_columns", expected: "0", got: "\(gradients.frozenColumns)")
+        }
+        guard let dx = gradients.x else {
+            return try factors.backward(g, x: x, h: h, into: gradients, on: backend)
+        }
+        let (up, down) = (try stackedUp(on: backend), try stackedDown(on: backend))
+        let type = backend.computeType(g, up)
+        let p = try backend.makeMatrix(rows: g.rows, columns: up.columns, type: type, order: .rowMajor).view
+        if let dUp = gradients.up, let h {
+            try backend.multiplyPair(g, up, into: p, alpha: factors.scale, h, into: dUp)
+        } else {
+            try backend.multiply(alpha: 1, g, up, beta: 0, into: p)
+        }
+        if let dDown = gradients.down, let x {
+            let trained = p[columns: 0..<factors.rank]
+            try backend.multiply(alpha: factors.scale, trained.transposed, x, beta: 0, into: dDown)
+        }
+        try backend.multiply(alpha: factors.scale, p, down, beta: 1, into: dx)
+    }
+
+    /// `[B, B − B₀]`.
+    private func stackedUp(on backend: some Backend) throws(LowRankError) -> MatrixView {
+        let (up, rank) = (factors.up, factors.rank)
+        let type = backend.computeType(up, startUp)
+        let stack = try backend.makeMatrix(rows: up.rows, columns: 2 * rank, type: type, order: .rowMajor).view
+        try backend.copy(up, to: stack[columns: 0..<rank])
+        try difference(up, startUp, to: stack[columns: rank..<2 * rank], on: backend)
+        return stack
+    }
+
+    /// `[A − A₀; A₀]`.
+    private func stackedDown(on backend: some Backend) throws(LowRankError) -> MatrixView {
+        let (down, rank) = (factors.down, factors.rank)
+        let type = backend.computeType(down, startDown)
+        let stack = try backend.makeMatrix(rows: 2 * rank, columns: down.columns, type: type, order: .rowMajor).view
+        try difference(down, startDown, to: stack[rows: 0..<rank], on: backend)
+        try backend.copy(startDown, to: stack[rows: rank..<2 * rank])
+        return stack
+    }
+
+    private func difference(
+        _ now: MatrixView, _ start: MatrixView, to target: MatrixView, on backend: some Backend
+    ) throws(LowRankError) {
+        try backend.copy(start, to: target)
+        try backend.accumulate(now, beta: -1, into: target)
+    }
+}
