@@ -253,7 +253,7 @@ def test_dropout_acts_on_what_trains_alone(config):
     dropped = layer.dropouts["default"](rows())
     torch.manual_seed(5)
     actual = layer(rows())
-    trained_term, *others = layer.adapters["default"].terms()
+    trained_term, *others = layer.adapters["default"].change()
     assert len(others) == (config is OLoRAConfig)
     result = nn.functional.linear(rows(), layer.weight, layer.bias)
     for term, x in ((trained_term, dropped), *((other, rows()) for other in others)):

@@ -201,7 +201,7 @@ def test_several_adapters_add_up():
     x = torch.randn(5, 8)
     expected = x @ layer.weight.T + layer.bias
     for adapter in layer.adapters.values():
-        for term in adapter.terms():
+        for term in adapter.change():
             core = torch.eye(term.down.shape[0]) if term.core is None else torch.diag(term.core)
             expected = expected + term.scale * x @ (term.up @ core @ term.down).T
     assert error_ratio(layer(x), expected, expected, 8, torch.finfo(torch.float32).eps) < LIMIT

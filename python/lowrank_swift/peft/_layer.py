@@ -149,11 +149,12 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         at_once: list[Term] = []
         dropped: list[tuple[nn.Module, Term]] = []
         for name, adapter in active:
-            terms = adapter.terms()
             if self.training and name in self.dropouts:
-                dropped.append((self.dropouts[name], terms[0]))
-                terms = terms[1:]
-            at_once += terms
+                trained, *frozen = adapter.change()
+                dropped.append((self.dropouts[name], trained))
+                at_once += frozen
+            else:
+                at_once += adapter.terms()
         out = self._with_terms(x, at_once)
         for dropout, term in dropped:
             out = out + self._terms_alone(dropout(x), out, [term])

@@ -94,7 +94,10 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def change(self) -> tuple[Term, ...]:
-        """Return what the adapter has changed: how the layer differs from the pretrained one, in both forms."""
+        """Return what the adapter has changed: how the layer differs from the pretrained one, in both forms.
+
+        The first term has all that trains.
+        """
 
     @abstractmethod
     def start(self) -> Term:
@@ -105,7 +108,7 @@ class Adapter(nn.Module, ABC):
         return Term(self.scale, self.down, self.core, self.up)
 
     def terms(self) -> tuple[Term, ...]:
-        """Return what the layer adds to its base's output; the first term has all that trains."""
+        """Return what the layer adds to its base's output."""
         return self.change() if self.intact else (self.trained(),)
 
     def pretrained_terms(self) -> tuple[Term, ...]:
