@@ -173,10 +173,12 @@ public func lr_change_forward(
         let (x, down, up) = (try Tensor(x, "x"), try Tensor(down, "down"), try Tensor(up, "up"))
         let (startDown, startUp) = (try Tensor(start_down, "start_down"), try Tensor(start_up, "start_up"))
         let (out, h) = (try Tensor(out, "out"), try Tensor(out_h, "out_h"))
-        try requireSeparate(outputs: [out, h], inputs: [x, down, up, startDown, startUp])
+        let device = try requireSeparate(outputs: [out, h], inputs: [x, down, up, startDown, startUp])
         let factors = try Factors(up: up.view, core: .identity, down: down.view, scale: scale)
         let change = try Change(factors, startUp: startUp.view, startDown: startDown.view)
-        try change.addForward(x.view, to: out.view, keeping: h.view, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in
+            try change.addForward(x.view, to: out.view, keeping: h.view, on: backend)
+        }
     }
 }
 
@@ -194,11 +196,13 @@ public func lr_change_backward(
         let (startDown, startUp) = (try Tensor(start_down, "start_down"), try Tensor(start_up, "start_up"))
         let dx = try Tensor.optional(out_x, "out_x")
         let (dDown, dUp) = (try Tensor.optional(out_down, "out_down"), try Tensor.optional(out_up, "out_up"))
-        try requireSeparate(outputs: [dx, dDown, dUp], inputs: [grad, x, h, down, up, startDown, startUp])
+        let device = try requireSeparate(outputs: [dx, dDown, dUp], inputs: [grad, x, h, down, up, startDown, startUp])
         let factors = try Factors(up: up.view, core: .identity, down: down.view, scale: scale)
         let change = try Change(factors, startUp: startUp.view, startDown: startDown.view)
         let gradients = Gradients(x: dx?.view, down: dDown?.view, up: dUp?.view)
-        try change.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: CPUBackend.shared)
+        try device.run { (backend) throws(LowRankError) in
+            try change.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: backend)
+        }
     }
 }
 
