@@ -18,6 +18,12 @@ void *cuda_thread_stream(int device) { return streams[device]; }
 
 void cuda_set_thread_stream(int device, void *stream) { streams[device] = stream; }
 
+static _Thread_local cuda_allocator thread_allocator;
+
+cuda_allocator cuda_thread_allocator(void) { return thread_allocator; }
+
+void cuda_set_thread_allocator(cuda_allocator allocator) { thread_allocator = allocator; }
+
 #pragma clang diagnostic ignored "-Wc23-extensions"
 
 // One translation unit for NVRTC, which has no files: what both sides share comes first.

@@ -12,7 +12,45 @@ bool native_begin(native_call *call, PyObject *module, const char *function, Py_
   return true;
 }
 
-void native_wait(native_call *call) {
+static void ignore_error(void *context, const char *kind, const char *message) {
+  (void)context;
+  (void)kind;
+  (void)message;
+}
+
+// Called without the GIL, as the framework's allocator may be.
+static int32_t allocate_tensor(void *context, int32_t device, uint64_t bytes, void **out_memory, void **out_block) {
+  const DLPackExchangeAPI *framework = context;
+  int64_t size = (int64_t)bytes, stride = 1;
+  DLTensor prototype = {.device = {kDLCUDA, device}, .ndim = 1, .dtype = {kDLUInt, 8, 1}, .shape = &size, .strides = &stride};
+  DLManagedTensorVersioned *managed = NULL;
+  if (framework->managed_tensor_allocator(&prototype, &managed, NULL, ignore_error) != 0 || managed == NULL) {
+    return -1;
+  }
+  *out_memory = (char *)managed->dl_tensor.data + managed->dl_tensor.byte_offset;
+  *out_block = managed;
+  return 0;
+}
+
+static void release_tensor(void *context, void *block) {
+  (void)context;
+  DLManagedTensorVersioned *managed = block;
+  if (managed->deleter != NULL) {
+    managed->deleter(managed);
+  }
+}
+
+void native_enter_device(const native_call *call) {
+  if (call->framework != NULL) {
+    lr_cuda_allocator_t allocator = {allocate_tensor, release_tensor, (void *)call->framework};
+    lr_cuda_set_allocator(&allocator);
+  }
+}
+
+void native_leave_device(native_call *call) {
+  if (call->framework != NULL) {
+    lr_cuda_set_allocator(NULL);
+  }
   if (call->waits) {
     // Also after a failure: what was enqueued before it may use memory that the caller frees.
     lr_status_t status = lr_cuda_synchronize(call->cuda_device);

@@ -59,6 +59,7 @@ typedef struct {
   bool failed;  // an exception is set
   lr_status_t status;
   int cuda_device;  // the device whose stream is set, -1 for none
+  const DLPackExchangeAPI *framework;  // whose memory the call uses on the device, or NULL
   bool waits;       // for what the call has enqueued, as the caller's framework knows nothing of our stream
   int tensor_count;
   native_tensor tensors[NATIVE_MAX_TENSORS];
@@ -76,16 +77,19 @@ double native_double(native_call *call, PyObject *object, const char *name);
 bool native_bool(native_call *call, PyObject *object);
 const char *native_string(native_call *call, PyObject *object, const char *name);
 
-/// Waits for the device's work where the call has to. A failed call keeps its own failure.
-void native_wait(native_call *call);
+/// Has the call's intermediate memory on a device come from its framework.
+void native_enter_device(const native_call *call);
+/// Ends that, and waits for the device's work where the call has to. A failed call keeps its own failure.
+void native_leave_device(native_call *call);
 
 /// Runs an lr_* expression without the GIL, unless the call has failed already.
 #define NATIVE_RUN(call, expression)      \
   do {                                    \
     if (!(call)->failed) {                \
       Py_BEGIN_ALLOW_THREADS              \
+      native_enter_device(call);          \
       (call)->status = (expression);      \
-      native_wait(call);                  \
+      native_leave_device(call);          \
       Py_END_ALLOW_THREADS                \
     }                                     \
   } while (0)

@@ -220,6 +220,10 @@ static bool follow_stream(native_call *call, const DLPackExchangeAPI *api, DLDev
   if (is_known && api->current_work_stream(device.device_type, device.device_id, &stream) != 0) {
     return false;
   }
+  // What a framework allocates is for its own current stream.
+  if (is_known && call->cuda_device < 0 && api->managed_tensor_allocator != NULL) {
+    call->framework = api;
+  }
   set_stream(call, device.device_id, stream, !is_known);
   return true;
 }

@@ -9,6 +9,17 @@ public func lr_cuda_set_stream(_ device: Int32, _ stream: UnsafeMutableRawPointe
 }
 
 @c @implementation
+public func lr_cuda_set_allocator(_ allocator: UnsafePointer<lr_cuda_allocator_t>?) -> lr_status_t {
+    call { () throws(LowRankError) in
+        guard let allocator = allocator?.pointee else { return CUDABackend.setAllocator(nil) }
+        guard let allocate = allocator.allocate, let release = allocator.release else {
+            throw .invalidArgument(argument: "allocator", expected: "two functions", got: "a null pointer")
+        }
+        CUDABackend.setAllocator((allocate, release, allocator.context))
+    }
+}
+
+@c @implementation
 public func lr_cuda_warmup(_ device: Int32) -> lr_status_t {
     call { () throws(LowRankError) in try CUDABackend.warmUp(device: Int(device)) }
 }

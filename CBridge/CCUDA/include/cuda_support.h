@@ -4,6 +4,8 @@
 #ifndef LOWRANK_CUDA_SUPPORT_H
 #define LOWRANK_CUDA_SUPPORT_H
 
+#include <stdint.h>
+
 /// The file that the code or data at an address was loaded from, or NULL.
 const char *cuda_library_path(const void *address);
 
@@ -13,6 +15,17 @@ void *cuda_thread_stream(int device);
 void cuda_set_thread_stream(int device, void *stream);
 
 enum { LR_CUDA_MAX_DEVICES = 64 };
+
+/// lr_cuda_allocator_t of lowrank.h.
+typedef struct cuda_allocator {
+  int32_t (*allocate)(void *context, int32_t device, uint64_t bytes, void **out_memory, void **out_block);
+  void (*release)(void *context, void *block);
+  void *context;
+} cuda_allocator;
+
+/// Where this thread's calls get their intermediate memory; without functions, the default, until set.
+cuda_allocator cuda_thread_allocator(void);
+void cuda_set_thread_allocator(cuda_allocator allocator);
 
 /// The CUDA C++ source of all kernels, compiled at run time.
 extern const char *const cuda_kernel_source;

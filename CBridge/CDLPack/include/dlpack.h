@@ -69,12 +69,15 @@ typedef struct DLPackExchangeAPIHeader {
 // no owner: the object must outlive it.
 typedef int (*DLPackManagedTensorFromPyObjectNoSync)(void *object, DLManagedTensorVersioned **out);
 typedef int (*DLPackDLTensorFromPyObjectNoSync)(void *object, DLTensor *out);
+// A new tensor of the framework, of the prototype's device, dtype and shape.
+typedef int (*DLPackManagedTensorAllocator)(DLTensor *prototype, DLManagedTensorVersioned **out, void *error_context,
+                                            void (*set_error)(void *error_context, const char *kind, const char *message));
 // The stream on which the framework has its work done now on a device.
 typedef int (*DLPackCurrentWorkStream)(int32_t device_type, int32_t device_id, void **out_stream);
 
 typedef struct DLPackExchangeAPI {
   DLPackExchangeAPIHeader header;
-  void (*managed_tensor_allocator)(void);
+  DLPackManagedTensorAllocator managed_tensor_allocator;
   DLPackManagedTensorFromPyObjectNoSync managed_tensor_from_py_object_no_sync;
   void (*managed_tensor_to_py_object_no_sync)(void);
   DLPackDLTensorFromPyObjectNoSync dltensor_from_py_object_no_sync;  // may be NULL

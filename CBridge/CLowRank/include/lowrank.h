@@ -187,6 +187,19 @@ lr_status_t lr_merge(DLTensor *weight, const DLTensor *down, const DLTensor *cor
 /// INVALID_ARGUMENT for a device outside 0...63. Opens nothing.
 lr_status_t lr_cuda_set_stream(int32_t device, void *stream);
 
+/// Where a framework has calls get their intermediate memory on CUDA devices. What `release` gets may still be in use by work on
+/// the stream: the memory is for later work on that stream alone.
+typedef struct lr_cuda_allocator {
+  /// Returns 0, or another number for no memory. `out_block` is what `release` gets.
+  int32_t (*allocate)(void *context, int32_t device, uint64_t bytes, void **out_memory, void **out_block);
+  void (*release)(void *context, void *block);
+  void *context;
+} lr_cuda_allocator_t;
+
+/// Sets the allocator of this thread's later calls; NULL is CUDA's own (cuMemAllocAsync on the stream). The functions are called
+/// on this thread, during a call.
+lr_status_t lr_cuda_set_allocator(const lr_cuda_allocator_t *allocator);
+
 /// Does for a device and this thread's stream what first calls would: opens the libraries, compiles the kernels, makes
 /// handles. Needed before calls are captured into a CUDA graph. BACKEND_UNAVAILABLE.
 lr_status_t lr_cuda_warmup(int32_t device);

@@ -110,12 +110,28 @@ package struct CUDABackend: Backend {
         }
     }
 
+    /// A caller's functions for intermediate memory, as lr_cuda_allocator_t of lowrank.h explains.
+    package typealias Allocator = (
+        allocate: @convention(c) (
+            UnsafeMutableRawPointer?, Int32, UInt64, UnsafeMutablePointer<UnsafeMutableRawPointer?>?,
+            UnsafeMutablePointer<UnsafeMutableRawPointer?>?
+        ) -> Int32,
+        release: @convention(c) (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) -> Void,
+        context: UnsafeMutableRawPointer?
+    )
+
+    /// Sets where this thread's calls get intermediate memory; nil for CUDA's own allocator.
+    package static func setAllocator(_ allocator: Allocator?) {
+        cuda_set_thread_allocator(
+            cuda_allocator(allocate: allocator?.allocate, release: allocator?.release, context: allocator?.context))
+    }
+
     package func makeMatrix(
         rows: Int, columns: Int, type: ScalarType, order: StorageOrder
     ) throws(LowRankError) -> Matrix {
-        let memory = try session.allocate(bytes: rows * columns * type.size)
-        return Matrix(adopting: memory, rows: rows, columns: columns, type: type, order: order) { [session] in
-            session.release($0)
+        let block = try session.allocate(bytes: rows * columns * type.size)
+        return Matrix(adopting: block.memory, rows: rows, columns: columns, type: type, order: order) { [session] _ in
+            session.release(block)
         }
     }
 }

@@ -6,6 +6,7 @@ import LowRankCore
 final class CUDASession: @unchecked Sendable {
     let device: CUDADevice
     let stream: UnsafeMutableRawPointer?
+    private let allocator = cuda_thread_allocator()
     private var handles: CUDAHandles?
     /// What went wrong in a method that does not throw: the next one that does throws it.
     private var failure: LowRankError?
@@ -39,25 +40,39 @@ final class CUDASession: @unchecked Sendable {
 
     // MARK: Memory
 
+    /// Memory on the device, and what its allocator knows it by.
+    struct Block {
+        let memory: UnsafeMutableRawPointer
+        fileprivate let owner: UnsafeMutableRawPointer?
+    }
+
     /// Memory that is free again, for work later on this stream, as soon as it is released.
-    func allocate(bytes: Int) throws(LowRankError) -> UnsafeMutableRawPointer {
+    func allocate(bytes: Int) throws(LowRankError) -> Block {
         try requireNoFailure()
-        var address: lr_cuda_address = 0
         let size = max(bytes, 16)
+        if let allocate = allocator.allocate {
+            var (memory, owner): (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?)
+            let status = allocate(allocator.context, Int32(device.ordinal), UInt64(size), &memory, &owner)
+            guard status == 0, let memory else { throw .outOfMemory(bytes: size) }
+            return Block(memory: memory, owner: owner)
+        }
+        var address: lr_cuda_address = 0
         if device.hasMemoryPools {
             try driver.check(driver.cuMemAllocAsync(&address, size, stream), "cuMemAllocAsync", bytes: size)
         } else {
             try driver.check(driver.cuMemAlloc_v2(&address, size), "cuMemAlloc", bytes: size)
         }
         guard let memory = UnsafeMutableRawPointer(bitPattern: UInt(address)) else { throw .outOfMemory(bytes: size) }
-        return memory
+        return Block(memory: memory, owner: nil)
     }
 
-    func release(_ memory: UnsafeMutableRawPointer) {
-        if device.hasMemoryPools {
-            _ = driver.cuMemFreeAsync(memory.cudaAddress, stream)
+    func release(_ block: Block) {
+        if let release = allocator.release {
+            release(allocator.context, block.owner)
+        } else if device.hasMemoryPools {
+            _ = driver.cuMemFreeAsync(block.memory.cudaAddress, stream)
         } else {
-            _ = driver.cuMemFree_v2(memory.cudaAddress)
+            _ = driver.cuMemFree_v2(block.memory.cudaAddress)
         }
     }
 
@@ -65,9 +80,9 @@ final class CUDASession: @unchecked Sendable {
     func withMemory<Value>(
         bytes: Int, _ body: (UnsafeMutableRawPointer) throws(LowRankError) -> Value
     ) throws(LowRankError) -> Value {
-        let memory = try allocate(bytes: bytes)
-        defer { release(memory) }
-        return try body(memory)
+        let block = try allocate(bytes: bytes)
+        defer { release(block) }
+        return try body(block.memory)
     }
 
     /// Copies to the host and waits for it.
