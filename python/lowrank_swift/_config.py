@@ -12,7 +12,9 @@ __all__ = ["show_config"]
 
 
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Print the library's version, instruction set, BLAS and threads, as ``numpy.show_config`` does for NumPy.
+    """Print the library's version, instruction set, BLAS, threads and CUDA, as ``numpy.show_config`` does for NumPy.
+
+    ``cuda`` is None before the first CUDA tensor; nothing is opened to answer.
 
     Args:
         mode: ``"stdout"`` prints; ``"dicts"`` returns the same facts as a dictionary instead.

@@ -59,11 +59,17 @@ package struct CUDABackend: Backend {
             var address: lr_cuda_address = 0
             try session.driver.check(session.driver.cuMemAlloc_v2(&address, count * 8), "cuMemAlloc", bytes: count * 8)
             guard let memory = UnsafeMutableRawPointer(bitPattern: UInt(address)) else { throw .outOfMemory(bytes: bytes) }
+            do throws(LowRankError) {
+                CUDABackend(session: session).clear(
+                    MatrixView(address: memory, type: .float64, rows: 1, columns: count, rowStride: count, columnStride: 1))
+                try session.requireNoFailure()
+                // For whatever stream uses it next.
+                try session.driver.check(session.driver.cuStreamSynchronize(session.stream), "cuStreamSynchronize")
+            } catch {
+                _ = session.driver.cuMemFree_v2(address)
+                throw error
+            }
             result = memory
-            CUDABackend(session: session).clear(
-                MatrixView(address: memory, type: .float64, rows: 1, columns: count, rowStride: count, columnStride: 1))
-            // For whatever stream uses it next.
-            try session.driver.check(session.driver.cuStreamSynchronize(session.stream), "cuStreamSynchronize")
         }
         guard let result else { throw .outOfMemory(bytes: bytes) }
         return result

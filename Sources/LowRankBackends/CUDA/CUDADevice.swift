@@ -55,13 +55,7 @@ final class CUDADevice: @unchecked Sendable {
 
     // MARK: The one of each ordinal
 
-    private struct Known {
-        var devices: [Int: CUDADevice] = [:]
-        /// The process that the devices belong to.
-        var process = getpid()
-    }
-
-    private static let known = Mutex(Known())
+    private static let known = Mutex<[Int: CUDADevice]>([:])
 
     /// The device, made ready at its first use, which takes the time of compiling the kernels.
     static func ready(_ ordinal: Int, stream: UnsafeMutableRawPointer?) throws(LowRankError) -> CUDADevice {
@@ -69,16 +63,10 @@ final class CUDADevice: @unchecked Sendable {
             throw .unsupportedDevice(argument: "device", got: "CUDA device \(ordinal)")
         }
         let result = known.withLock { (known) -> Result<CUDADevice, LowRankError> in
-            if let device = known.devices[ordinal] {
-                if known.process == getpid() { return .success(device) }
-                return .failure(
-                    .backendUnavailable(
-                        reason: "CUDA can't be used in a process forked after its first use; start processes by \"spawn\""))
-            }
+            if let device = known[ordinal] { return .success(device) }
             do throws(LowRankError) {
                 let device = try CUDADevice(ordinal, stream: stream)
-                if known.devices.isEmpty { known.process = getpid() }
-                known.devices[ordinal] = device
+                known[ordinal] = device
                 return .success(device)
             } catch { return .failure(error) }
         }
@@ -86,7 +74,7 @@ final class CUDADevice: @unchecked Sendable {
     }
 
     /// The ordinals in use; makes none ready.
-    static var ordinalsInUse: [Int] { known.withLock { $0.devices.keys.sorted() } }
+    static var ordinalsInUse: [Int] { known.withLock { $0.keys.sorted() } }
 
     // MARK: Handles
 
@@ -133,28 +121,30 @@ final class CUDADevice: @unchecked Sendable {
 /// Handles of cuBLAS and cuSOLVER on one stream. The workspace of cuBLAS is the stream's own: the products of two streams may
 /// run at once.
 struct CUDAHandles: @unchecked Sendable {
-    private(set) var stream: UnsafeMutableRawPointer?
+    private(set) var stream: UnsafeMutableRawPointer? = nil
     /// Kept for a stream to come.
     var isReserve = false
     /// A captured graph uses the workspace as long as it lives.
     private(set) var isInGraph = false
-    let blas: UnsafeMutableRawPointer?
-    let solver: UnsafeMutableRawPointer?
-    private let workspace: lr_cuda_address
+    private(set) var blas: UnsafeMutableRawPointer?
+    private(set) var solver: UnsafeMutableRawPointer?
+    private var workspace: lr_cuda_address = 0
 
     /// What NVIDIA recommends for Hopper.
     private static let workspaceBytes = 32 << 20
 
     init(stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
         let (driver, blasLibrary, solverLibrary) = (libraries.driver, libraries.blas, libraries.solver)
-        var (blas, solver): (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?)
-        var workspace: lr_cuda_address = 0
         try driver.check(driver.cuMemAlloc_v2(&workspace, Self.workspaceBytes), "cuMemAlloc", bytes: Self.workspaceBytes)
-        try blasLibrary.check(blasLibrary.cublasCreate_v2(&blas), "cublasCreate")
-        try blasLibrary.check(blasLibrary.cublasSetMathMode(blas, Int32(LR_CUBLAS_DEFAULT_MATH)), "cublasSetMathMode")
-        try solverLibrary.check(solverLibrary.cusolverDnCreate(&solver), "cusolverDnCreate")
-        (self.stream, self.blas, self.solver, self.workspace) = (stream, blas, solver, workspace)
-        try setStream(stream, libraries)
+        do throws(LowRankError) {
+            try blasLibrary.check(blasLibrary.cublasCreate_v2(&blas), "cublasCreate")
+            try blasLibrary.check(blasLibrary.cublasSetMathMode(blas, Int32(LR_CUBLAS_DEFAULT_MATH)), "cublasSetMathMode")
+            try solverLibrary.check(solverLibrary.cusolverDnCreate(&solver), "cusolverDnCreate")
+            try setStream(stream, libraries)
+        } catch {
+            destroy(libraries)
+            throw error
+        }
     }
 
     private mutating func setStream(_ stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
@@ -174,8 +164,8 @@ struct CUDAHandles: @unchecked Sendable {
 
     /// Waits for the device and gives back what was made.
     func destroy(_ libraries: CUDALibraries) {
-        _ = libraries.blas.cublasDestroy_v2(blas)
-        _ = libraries.solver.cusolverDnDestroy(solver)
+        if let blas { _ = libraries.blas.cublasDestroy_v2(blas) }
+        if let solver { _ = libraries.solver.cusolverDnDestroy(solver) }
         _ = libraries.driver.cuMemFree_v2(workspace)
     }
 }

@@ -13,9 +13,16 @@ struct CUDALibraries: Sendable {
     let compiler: CUDACompiler
     /// Where the four were found.
     let paths: [String]
+    /// The process that has opened them.
+    private let process = getpid()
 
     /// The libraries, opened once; a failure is remembered too.
-    static func shared() throws(LowRankError) -> CUDALibraries { try opened.get() }
+    static func shared() throws(LowRankError) -> CUDALibraries {
+        let libraries = try opened.get()
+        if libraries.process == getpid() { return libraries }
+        throw .backendUnavailable(
+            reason: "CUDA can't be used in a process forked after its first use; start processes by \"spawn\"")
+    }
 
     private static let opened: Result<CUDALibraries, LowRankError> = {
         defer { isAttempted.store(true, ordering: .releasing) }
