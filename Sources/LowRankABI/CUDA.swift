@@ -1,7 +1,6 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CLowRank
 import LowRank
-import LowRankBackends
 
 @c @implementation
 public func lr_cuda_set_stream(_ device: Int32, _ stream: UnsafeMutableRawPointer?) -> lr_status_t {

@@ -1,7 +1,6 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CLowRank
 import LowRank
-import LowRankBackends
 
 /// Where a tensor's memory is.
 enum Device: Equatable {

@@ -1,7 +1,6 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import CLowRank
 import LowRank
-import LowRankBackends
 
 @c @implementation
 public func lr_abi_version_major() -> Int32 { LR_ABI_VERSION_MAJOR }

@@ -13,7 +13,7 @@ import Testing
         "LowRankAdapters": ["LowRankFactorizations", "LowRankBackends", "LowRankCore", "Glibc"],
         "LowRankFactorizations": ["LowRankBackends", "LowRankCore"],
         "LowRankBackends": [
-            "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "SIMDKernelsAVX512", "CLAPACK", "CPUFeatures", "Glibc",
+            "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "SIMDKernelsAVX512", "CLAPACK", "CCUDA", "CPUFeatures", "Glibc",
             "Synchronization",
         ],
         "LowRankCore": [],
