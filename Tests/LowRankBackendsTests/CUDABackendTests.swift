@@ -16,8 +16,9 @@ import Testing
     /// - Parameters:
     ///   - limit: Nil for equal numbers.
     ///   - depth: Of sums, where that is more than the matrices' own size.
+    ///   - unit: What residuals are measured by in place of those sizes.
     private func compare<Result>(
-        _ label: String, within limit: Limit? = nil, depth: Int = 1, _ make: @autoclosure () -> [TestMatrix],
+        _ label: String, within limit: Limit? = nil, depth: Int = 1, unit: Int? = nil, _ make: @autoclosure () -> [TestMatrix],
         sourceLocation: SourceLocation = #_sourceLocation,
         _ body: (any Backend, [MatrixView]) throws(LowRankError) -> Result
     ) throws -> (expected: Result, got: Result?) {
@@ -37,7 +38,8 @@ import Testing
             if let limit {
                 let (rows, columns) = (host.values.rows, host.values.columns)
                 expectSmall(
-                    (matrix.values - host.values).norm, size: max(rows, columns, depth), norm: host.values.norm, host.view.type,
+                    (matrix.values - host.values).norm, size: unit ?? max(rows, columns, depth), norm: host.values.norm,
+                    host.view.type,
                     within: limit, label, sourceLocation: sourceLocation)
             } else {
                 expectEqual(matrix.values, host.values, label, sourceLocation: sourceLocation)
@@ -219,6 +221,28 @@ import Testing
                 ) { (backend, v) throws(LowRankError) in
                     try backend.multiply(alpha: 1, v[0], v[1], beta: 0, into: v[2])
                     try backend.multiply(alpha: 1, v[1].transposed, v[0].transposed, beta: 0, into: v[3])
+                }
+            }
+        }
+    }
+
+    /// A large 16-bit matrix and a narrow float32 one: no bit of the narrow one is lost on the way to 16-bit products.
+    @Test(arguments: [ScalarType.bfloat16, .float16], [1.0, 1e-5, 3e4])
+    func productsOfLargeMatricesOf16Bits(type: ScalarType, scale: Double) throws {
+        let (m, k, n) = (160, 110, 24)
+        for layout in [Layout.rowMajor, .paddedRows, .columnMajor] {
+            for beta in [0.0, 0.5] {
+                _ = try compare(
+                    "\(type) \(scale) \(layout) beta \(beta)", within: .product, unit: 1,
+                    [
+                        TestMatrix(.gaussian(m, k, seed: 21), type, layout),
+                        TestMatrix(scale * .gaussian(k, n, seed: 22), .float32, .paddedColumns),
+                        TestMatrix(scale * .gaussian(m, n, seed: 23), .float32, layout),
+                        TestMatrix(scale * .gaussian(n, m, seed: 24), .float32),
+                    ]
+                ) { (backend, v) throws(LowRankError) in
+                    try backend.multiply(alpha: 2, v[0], v[1], beta: beta, into: v[2])
+                    try backend.multiply(alpha: -1, v[1].transposed, v[0].transposed, beta: beta, into: v[3])
                 }
             }
         }
