@@ -8,14 +8,17 @@
 #include <cstring>
 #include <vector>
 
-// LAPACK's, which stand for cuSOLVER's.
+// LAPACK's and BLAS's, which stand for cuSOLVER's and cuBLAS's.
 extern "C" {
 #define FACTORIZATIONS(s, T)                                                                                              \
   void s##geqrf_(const int32_t *m, const int32_t *n, T *a, const int32_t *lda, T *tau, T *work, const int32_t *lwork,     \
                  int32_t *info);                                                                                          \
   void s##orgqr_(const int32_t *m, const int32_t *n, const int32_t *k, T *a, const int32_t *lda, const T *tau, T *work,   \
                  const int32_t *lwork, int32_t *info);                                                                    \
-  void s##getrf_(const int32_t *m, const int32_t *n, T *a, const int32_t *lda, int32_t *ipiv, int32_t *info);
+  void s##getrf_(const int32_t *m, const int32_t *n, T *a, const int32_t *lda, int32_t *ipiv, int32_t *info);             \
+  void s##trsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int32_t *m,               \
+                const int32_t *n, const T *alpha, const T *a, const int32_t *lda, T *b, const int32_t *ldb,               \
+                size_t side_length, size_t uplo_length, size_t transa_length, size_t diag_length);
 FACTORIZATIONS(s, float)
 FACTORIZATIONS(d, double)
 #undef FACTORIZATIONS
