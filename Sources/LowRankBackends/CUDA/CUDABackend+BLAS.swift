@@ -89,7 +89,7 @@ private struct BLASOperand {
             operation = Int32(LR_CUBLAS_OP_N)
             leading = view.columns == 1 ? view.rows : view.columnStride
         } else if (view.columns == 1 || view.columnStride == 1) && (view.rows == 1 || view.rowStride >= view.columns) {
-            operation = Int32(LR_CUBLAS_OP_N)
+            operation = Int32(LR_CUBLAS_OP_T)
             leading = view.rows == 1 ? view.columns : view.rowStride
         } else {
             return nil
