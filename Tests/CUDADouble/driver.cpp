@@ -275,22 +275,6 @@ EXPORT int cuMemcpyHtoDAsync_v2(Address target, const void *source, std::size_t 
   return success;
 }
 
-EXPORT int cuMemcpyDtoDAsync_v2(Address target, Address source, std::size_t bytes, void *stream) {
-  ENTER;
-  NEED(isReady(__func__) && isSpan(__func__, "target", target, bytes, 1), invalidValue);
-  NEED(isSpan(__func__, "source", source, bytes, 1), invalidValue);
-  if (target < source + bytes && source < target + bytes) violation("%s: source and target overlap", __func__);
-  enqueue(stream, [=] { std::memmove(host<char>(target), host<char>(source), bytes); });
-  return success;
-}
-
-EXPORT int cuMemsetD8Async(Address target, unsigned char value, std::size_t bytes, void *stream) {
-  ENTER;
-  NEED(isReady(__func__) && isSpan(__func__, "target", target, bytes, 1), invalidValue);
-  enqueue(stream, [=] { std::memset(host<char>(target), value, bytes); });
-  return success;
-}
-
 // MARK: Streams and errors
 
 EXPORT int cuStreamSynchronize(void *stream) {
@@ -303,11 +287,6 @@ EXPORT int cuStreamSynchronize(void *stream) {
 EXPORT int cuStreamIsCapturing(void *, int *status) {
   ENTER;
   *status = state.isCapturing ? 1 : 0;
-  return success;
-}
-
-EXPORT int cuGetErrorName(int error, const char **text) {
-  *text = error == outOfMemory ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OF_THE_DOUBLE";
   return success;
 }
 

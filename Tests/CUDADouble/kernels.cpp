@@ -294,12 +294,6 @@ EXPORT int cuModuleLoadData(void **module, const void *image) {
   return success;
 }
 
-EXPORT int cuModuleUnload(void *module) {
-  ENTER;
-  delete static_cast<Module *>(module);
-  return success;
-}
-
 EXPORT int cuModuleGetFunction(void **function, void *handle, const char *name) {
   ENTER;
   auto module = static_cast<Module *>(handle);
@@ -309,12 +303,6 @@ EXPORT int cuModuleGetFunction(void **function, void *handle, const char *name) 
   module->functions[name] = {name, table, static_cast<KernelState *>(symbol("lr_state")), static_cast<char **>(symbol("lr_shared"))};
   *function = &module->functions[name];
   return success;
-}
-
-/// The one attribute that is ever set allows more dynamic shared memory, of which there is none here.
-EXPORT int cuFuncSetAttribute(void *, int attribute, int) {
-  ENTER;
-  return attribute == 8 ? success : invalidValue;
 }
 
 /// Launches that the kernels' LR_THREADS and a device's limits allow, without dynamic shared memory.

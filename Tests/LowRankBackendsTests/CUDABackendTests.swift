@@ -280,6 +280,26 @@ import Testing
         }
     }
 
+    /// Householder's method would hide that Cholesky's has failed.
+    @Test(arguments: ["random", "tall"])
+    func qrByCholesky(name: String) throws {
+        let values = try #require(Self.panels.first { $0.name == name }).values
+        let matrix = TestMatrix(values)
+        try CUDADouble.withWarmDevice { (double) throws(LowRankError) in
+            let onDevice = DeviceMatrix(matrix, on: double)
+            let before = double.calls("cusolverDnSgeqrf")
+            try CUDABackend.run(onDevice: 0) { (backend) throws(LowRankError) in
+                let (m, r) = (values.rows, values.columns)
+                let panel = try backend.makeMatrix(rows: m, columns: r, type: .float32, order: .columnMajor)
+                let triangle = try backend.makeMatrix(rows: r, columns: r, type: .float32, order: .rowMajor)
+                try backend.copy(onDevice.view, to: panel.view)
+                try backend.factorQR(panel, triangle: triangle.view)
+            }
+            double.run(nil)
+            #expect(double.calls("cusolverDnSgeqrf") == before)
+        }
+    }
+
     @Test(arguments: [ScalarType.float32, .float64])
     func luAndSolve(type: ScalarType) throws {
         for (name, values) in Self.panels {
