@@ -148,13 +148,15 @@ bool isSpan(const char *symbol, const char *argument, Address address, std::size
   if (address + bytes > start + block->bytes)
     return violation("%s: %s ends %zu bytes after its block", symbol, argument, address + bytes - start - block->bytes);
   int current = currentDevice();
-  return block->device == current || violation("%s: %s is on device %d, not %d", symbol, argument, block->device, current);
+  return block->device == current ||
+         violation("%s: %s is on device %d, not %d", symbol, argument, block->device, current);
 }
 
 bool isMatrix(const char *symbol, const char *argument, Address address, std::int64_t rows, std::int64_t columns,
               std::int64_t stride, std::size_t size) {
   if (rows < 0 || columns < 0 || stride < std::max<std::int64_t>(1, rows))
-    return violation("%s: %s [%ld, %ld] has leading dimension %ld", symbol, argument, long(rows), long(columns), long(stride));
+    return violation("%s: %s [%ld, %ld] has leading dimension %ld", symbol, argument, long(rows), long(columns),
+                     long(stride));
   std::size_t count = rows == 0 || columns == 0 ? 0 : (columns - 1) * stride + rows;
   return isSpan(symbol, argument, address, count * size, size);
 }

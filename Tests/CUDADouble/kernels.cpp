@@ -1,7 +1,7 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 //
-// NVRTC, modules and launches. A "cubin" is a shared library: the kernels' source, compiled for the host. A kernel takes one
-// argument, a structure.
+// NVRTC, modules and launches. A "cubin" is a shared library: the kernels' source, compiled for the host. A kernel
+// takes one argument, a structure.
 #include "double.hpp"
 
 #include <algorithm>
@@ -146,7 +146,8 @@ struct Program {
 };
 
 void replaceAll(std::string &text, const std::string &word, const std::string &with) {
-  for (std::size_t at = 0; (at = text.find(word, at)) != std::string::npos; at += with.size()) text.replace(at, word.size(), with);
+  for (std::size_t at = 0; (at = text.find(word, at)) != std::string::npos; at += with.size())
+    text.replace(at, word.size(), with);
 }
 
 /// Turns preprocessed CUDA into C++, with a table for each kernel.
@@ -172,11 +173,13 @@ bool compile(Program &program, const std::string &defines) {
   dladdr(prelude, &info);
   const char *chosen = std::getenv("CUDA_DOUBLE_CXX");
   std::string compiler = chosen ? chosen : "clang++", key = prelude + program.source + defines + compiler;
-  std::string base = fs::canonical(info.dli_fname).parent_path() / ("kernels-" + std::to_string(std::hash<std::string>()(key)));
+  std::string base =
+      fs::canonical(info.dli_fname).parent_path() / ("kernels-" + std::to_string(std::hash<std::string>()(key)));
   std::string image = base + ".so", work = base + "-" + std::to_string(getpid());
   auto run = [&](const std::string &arguments, const char *input, const char *output) {
     auto file = [&](const char *suffix) { return " '" + work + suffix + "'"; };
-    std::string command = compiler + " -std=c++17 " + arguments + file(input) + " -o" + file(output) + " 2>" + file(".log");
+    std::string command =
+        compiler + " -std=c++17 " + arguments + file(input) + " -o" + file(output) + " 2>" + file(".log");
     bool isDone = std::system(command.c_str()) == 0;
     program.log += contents(work + ".log");
     return isDone;
@@ -186,8 +189,9 @@ bool compile(Program &program, const std::string &defines) {
     std::ofstream(work + ".cu") << program.source;
     isDone = run("-E -P -x c++ -DLR_HOST" + defines, ".cu", ".i");
     std::ofstream(work + ".cpp") << translated(contents(work + ".i"));
-    isDone = isDone && run("-O1 -fPIC -shared -fno-strict-aliasing -fsanitize=bounds -fsanitize-undefined-trap-on-error -w",
-                           ".cpp", ".so");
+    isDone =
+        isDone && run("-O1 -fPIC -shared -fno-strict-aliasing -fsanitize=bounds -fsanitize-undefined-trap-on-error -w",
+                      ".cpp", ".so");
     if (isDone) fs::rename(work + ".so", image);
     for (const char *suffix : {".cu", ".i", ".cpp", ".log"}) fs::remove(work + suffix);
   }
@@ -207,7 +211,8 @@ EXPORT int nvrtcVersion(int *major, int *minor) {
   return success;
 }
 
-EXPORT int nvrtcCreateProgram(void **program, const char *source, const char *, int, const char *const *, const char *const *) {
+EXPORT int nvrtcCreateProgram(void **program, const char *source, const char *, int, const char *const *,
+                              const char *const *) {
   ENTER;
   *program = new Program{source, "", "", false};
   return success;
@@ -284,12 +289,13 @@ EXPORT int cuModuleLoadData(void **module, const void *image) {
   NEED(isReady(__func__, false), invalidValue);
   auto header = static_cast<const Elf64_Ehdr *>(image);
   NEED(std::memcmp(header->e_ident, ELFMAG, SELFMAG) == 0, noBinaryForGPU);
-  // An image has no size, but ends with its table of sections. A file of its own gives each module variables of its own.
+  // An image has no size, but ends with its table of sections. Each module has a file, and variables, of its own; the
+  // file stays open, as the loader knows libraries by their paths.
   std::size_t bytes = header->e_shoff + std::size_t(header->e_shnum) * header->e_shentsize;
   int file = memfd_create("kernels", 0);
   NEED(write(file, image, bytes) == ssize_t(bytes), noBinaryForGPU);
   void *library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
-  NEED(library || violation("%s: %s", __func__, dlerror()), noBinaryForGPU); // the file stays open, else its name returns
+  NEED(library || violation("%s: %s", __func__, dlerror()), noBinaryForGPU);
   *module = new Module{library, {}};
   return success;
 }
@@ -300,7 +306,8 @@ EXPORT int cuModuleGetFunction(void **function, void *handle, const char *name) 
   auto symbol = [&](const std::string &name) { return dlsym(module->library, name.c_str()); };
   auto table = static_cast<const KernelTable *>(symbol(std::string(name) + "_table"));
   NEED(table, notFound);
-  module->functions[name] = {name, table, static_cast<KernelState *>(symbol("lr_state")), static_cast<char **>(symbol("lr_shared"))};
+  module->functions[name] = {name, table, static_cast<KernelState *>(symbol("lr_state")),
+                             static_cast<char **>(symbol("lr_shared"))};
   *function = &module->functions[name];
   return success;
 }
@@ -312,7 +319,9 @@ EXPORT int cuLaunchKernel(void *handle, unsigned gx, unsigned gy, unsigned gz, u
   auto function = *static_cast<Function *>(handle);
   bool isPossible = gx > 0 && gy > 0 && gz > 0 && gx <= 0x7fffffff && gy <= 65535 && gz <= 65535 && bx > 0 && by > 0 &&
                     bz > 0 && bx * by * bz <= 1024 && bz <= 64 && sharedBytes == 0 && !extra;
-  if (!isPossible) violation("%s: %s with %u x %u x %u blocks of %u x %u x %u", __func__, function.name.c_str(), gx, gy, gz, bx, by, bz);
+  if (!isPossible)
+    violation("%s: %s with %u x %u x %u blocks of %u x %u x %u", __func__, function.name.c_str(), gx, gy, gz, bx, by,
+              bz);
   NEED(isPossible && isReady(__func__), invalidValue);
   std::string argument(static_cast<const char *>(arguments[0]), function.table->bytes);
   enqueue(stream, [=] { runGrid(function, {gx, gy, gz}, {bx, by, bz}, argument); });

@@ -134,19 +134,25 @@ EXPORT int cublasSetMathMode(void *, int mode) {
   return mode == 0 || violation("%s: mode %d is not the default", __func__, mode) ? success : notSupported;
 }
 
-EXPORT const char *cublasGetStatusString(int status) { return status == success ? "success" : "a cuBLAS error of the double"; }
+EXPORT const char *cublasGetStatusString(int status) {
+  return status == success ? "success" : "a cuBLAS error of the double";
+}
 
-EXPORT int cublasGemmEx(void *handle, int transA, int transB, int m, int n, int k, const void *alpha, Address a, int aType,
-                        int lda, Address b, int bType, int ldb, const void *beta, Address c, int cType, int ldc,
-                        int computeType, int) {
+EXPORT int cublasGemmEx(void *handle, int transA, int transB, int m, int n, int k, const void *alpha, Address a,
+                        int aType, int lda, Address b, int bType, int ldb, const void *beta, Address c, int cType,
+                        int ldc, int computeType, int) {
   ENTER;
   const Handle kept = *static_cast<Handle *>(handle);
   bool isHalf = aType == R_16F || aType == R_16BF;
-  bool isCombination = aType == bType && (computeType == COMPUTE_64F ? aType == R_64F && cType == R_64F
-                                          : computeType == COMPUTE_32F && (isHalf || aType == R_32F) && (cType == aType || cType == R_32F));
-  NEED(isCombination || violation("%s: types %d, %d, %d, compute type %d", __func__, aType, bType, cType, computeType), notSupported);
+  bool isCombination =
+      aType == bType && (computeType == COMPUTE_64F ? aType == R_64F && cType == R_64F
+                                                    : computeType == COMPUTE_32F && (isHalf || aType == R_32F) &&
+                                                          (cType == aType || cType == R_32F));
+  NEED(isCombination || violation("%s: types %d, %d, %d, compute type %d", __func__, aType, bType, cType, computeType),
+       notSupported);
   NEED(isReadyOn(__func__, &kept), invalidValue);
-  NEED(!kept.hadWorkspace || kept.workspace || violation("%s: setting the stream dropped the workspace", __func__), invalidValue);
+  NEED(!kept.hadWorkspace || kept.workspace || violation("%s: setting the stream dropped the workspace", __func__),
+       invalidValue);
   NEED(k >= 0 && isMatrix(__func__, "A", a, transA ? k : m, transA ? m : k, lda, sizeOf(aType)), invalidValue);
   NEED(isMatrix(__func__, "B", b, transB ? n : k, transB ? k : n, ldb, sizeOf(bType)), invalidValue);
   NEED(isMatrix(__func__, "C", c, m, n, ldc, sizeOf(cType)), invalidValue);
@@ -181,15 +187,15 @@ EXPORT int cublasGemmEx(void *handle, int transA, int transB, int m, int n, int 
 }
 
 template <class T, class Solve>
-static int solve(const char *symbol, void *handle, int side, int fill, int trans, int diagonal, int m, int n, const T *alpha,
-                 Address a, int lda, Address b, int ldb, Solve routine) {
+static int solve(const char *symbol, void *handle, int side, int fill, int trans, int diagonal, int m, int n,
+                 const T *alpha, Address a, int lda, Address b, int ldb, Solve routine) {
   const Handle kept = *static_cast<Handle *>(handle);
   int order = side == 0 ? m : n;
   NEED(isReadyOn(symbol, &kept) && isMatrix(symbol, "A", a, order, order, lda, sizeof(T)), invalidValue);
   NEED(isMatrix(symbol, "B", b, m, n, ldb, sizeof(T)), invalidValue);
   enqueue(kept.stream, [=, factor = *alpha] {
-    routine(side == 0 ? "L" : "R", fill == 0 ? "L" : "U", trans == 0 ? "N" : "T", diagonal == 0 ? "N" : "U", &m, &n, &factor,
-            host<T>(a), &lda, host<T>(b), &ldb, 1, 1, 1, 1);
+    routine(side == 0 ? "L" : "R", fill == 0 ? "L" : "U", trans == 0 ? "N" : "T", diagonal == 0 ? "N" : "U", &m, &n,
+            &factor, host<T>(a), &lda, host<T>(b), &ldb, 1, 1, 1, 1);
   });
   return success;
 }
@@ -216,13 +222,15 @@ static int sizeLU(int m, int n) { return 2 * m + n + 1; }
 
 /// Checks what all three factorisations have, and queues one with a workspace of its own on the host.
 template <class T, class Routine>
-static int factor(const char *symbol, void *handle, int m, int n, Address a, int lda, Address vector, std::size_t vectorBytes,
-                  Address workspace, int count, int needed, Address info, Routine routine) {
+static int factor(const char *symbol, void *handle, int m, int n, Address a, int lda, Address vector,
+                  std::size_t vectorBytes, Address workspace, int count, int needed, Address info, Routine routine) {
   const Handle kept = *static_cast<Handle *>(handle);
   NEED(isReadyOn(symbol, &kept) && isMatrix(symbol, "A", a, m, n, lda, sizeof(T)), invalidSolverValue);
-  NEED(count >= needed || violation("%s: workspace of %d elements, %d are needed", symbol, count, needed), invalidSolverValue);
+  NEED(count >= needed || violation("%s: workspace of %d elements, %d are needed", symbol, count, needed),
+       invalidSolverValue);
   NEED(isSpan(symbol, "workspace", workspace, count * sizeof(T), sizeof(T)), invalidSolverValue);
-  NEED(isSpan(symbol, "tau or pivots", vector, vectorBytes, 4) && isSpan(symbol, "info", info, 4, 4), invalidSolverValue);
+  NEED(isSpan(symbol, "tau or pivots", vector, vectorBytes, 4) && isSpan(symbol, "info", info, 4, 4),
+       invalidSolverValue);
   enqueue(kept.stream, [=] {
     std::vector<T> work(std::max(1, 64 * (m + n)));
     int workCount = int(work.size());
@@ -269,10 +277,9 @@ static int factor(const char *symbol, void *handle, int m, int n, Address a, int
   EXPORT int cusolverDn##S##getrf(void *handle, int m, int n, Address a, int lda, Address workspace, Address pivots,   \
                                   Address info) {                                                                      \
     ENTER;                                                                                                             \
-    return factor<T>(__func__, handle, m, n, a, lda, pivots, std::min(m, n) * 4, workspace, sizeLU(m, n),              \
-                     sizeLU(m, n), info, [=](T *, const int *, int *result) {                                          \
-                       s##getrf_(&m, &n, host<T>(a), &lda, host<int>(pivots), result);                                 \
-                     });                                                                                               \
+    return factor<T>(                                                                                                  \
+        __func__, handle, m, n, a, lda, pivots, std::min(m, n) * 4, workspace, sizeLU(m, n), sizeLU(m, n), info,       \
+        [=](T *, const int *, int *result) { s##getrf_(&m, &n, host<T>(a), &lda, host<int>(pivots), result); });       \
   }
 
 LINEAR_ALGEBRA(float, S, s)

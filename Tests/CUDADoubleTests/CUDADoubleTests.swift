@@ -18,9 +18,13 @@ private typealias Stream = UnsafeMutableRawPointer?
                 "cuDevicePrimaryCtxRetain",
                 (@convention(c) (UnsafeMutablePointer<UnsafeMutableRawPointer?>, Int32) -> Int32).self)
             #expect(retain(&context, 0) == 0)
-            #expect(double.function("cuCtxPushCurrent_v2", (@convention(c) (UnsafeMutableRawPointer?) -> Int32).self)(context) == 0)
+            #expect(
+                double.function("cuCtxPushCurrent_v2", (@convention(c) (UnsafeMutableRawPointer?) -> Int32).self)(
+                    context) == 0)
             body(double)
-            #expect(double.function("cuCtxPopCurrent_v2", (@convention(c) (UnsafeMutableRawPointer?) -> Int32).self)(nil) == 0)
+            #expect(
+                double.function("cuCtxPopCurrent_v2", (@convention(c) (UnsafeMutableRawPointer?) -> Int32).self)(nil)
+                    == 0)
         }
     }
 
@@ -44,10 +48,12 @@ private typealias Stream = UnsafeMutableRawPointer?
         _ double: CUDADouble, _ handle: UnsafeMutableRawPointer?, _ a: UInt64, _ b: UInt64, _ c: UInt64, ldc: Int32 = 2,
         type: Int32 = 0
     ) -> Int32 {
-        typealias GemmEx = @convention(c) (
-            UnsafeMutableRawPointer?, Int32, Int32, Int32, Int32, Int32, UnsafeRawPointer, UInt64, Int32, Int32, UInt64,
-            Int32, Int32, UnsafeRawPointer, UInt64, Int32, Int32, Int32, Int32
-        ) -> Int32
+        typealias GemmEx =
+            @convention(c) (
+                UnsafeMutableRawPointer?, Int32, Int32, Int32, Int32, Int32, UnsafeRawPointer, UInt64, Int32, Int32,
+                UInt64,
+                Int32, Int32, UnsafeRawPointer, UInt64, Int32, Int32, Int32, Int32
+            ) -> Int32
         var (alpha, beta): (Float, Float) = (2, 0)
         // [1 3; 2 4] times the transpose of [1 1; 0 1].
         return double.function("cublasGemmEx", GemmEx.self)(
@@ -58,7 +64,8 @@ private typealias Stream = UnsafeMutableRawPointer?
         withContext { double in
             var handle: UnsafeMutableRawPointer?
             #expect(double.function("cublasCreate_v2", Create.self)(&handle) == 0)
-            let setStream = double.function("cublasSetStream_v2", (@convention(c) (UnsafeMutableRawPointer?, Stream) -> Int32).self)
+            let setStream = double.function(
+                "cublasSetStream_v2", (@convention(c) (UnsafeMutableRawPointer?, Stream) -> Int32).self)
             #expect(setStream(handle, stream) == 0)
             let (a, b) = (upload(double, [1, 2, 3, 4] as [Float]), upload(double, [1, 0, 1, 1] as [Float]))
             let c = double.allocate(16)
@@ -79,7 +86,9 @@ private typealias Stream = UnsafeMutableRawPointer?
             #expect(double.violations == "cublasGemmEx: C overlaps an operand\n")
             synchronize(double, stream)
             for address in [a, b, c] { double.release(address) }
-            #expect(double.function("cublasDestroy_v2", (@convention(c) (UnsafeMutableRawPointer?) -> Int32).self)(handle) == 0)
+            #expect(
+                double.function("cublasDestroy_v2", (@convention(c) (UnsafeMutableRawPointer?) -> Int32).self)(handle)
+                    == 0)
         }
     }
 
@@ -111,7 +120,9 @@ private typealias Stream = UnsafeMutableRawPointer?
         let text = Self.source
         let created = double.function(
             "nvrtcCreateProgram",
-            (@convention(c) (UnsafeMutablePointer<Handle>, UnsafePointer<CChar>, UnsafePointer<CChar>?, Int32, Handle, Handle)
+            (@convention(c) (
+                UnsafeMutablePointer<Handle>, UnsafePointer<CChar>, UnsafePointer<CChar>?, Int32, Handle, Handle
+            )
                 -> Int32).self)(&program, text, nil, 0, nil, nil)
         #expect(created == 0)
         let strings = (["--gpu-architecture=sm_90"] + options).map { UnsafePointer(strdup($0)!) }
@@ -138,9 +149,11 @@ private typealias Stream = UnsafeMutableRawPointer?
 
         let (values, sums) = (upload(double, (1...200).map { Float($0) }), double.allocate(16))
         var argument: (UInt64, UInt64, Int32) = (values, sums, 200)
-        typealias Launch = @convention(c) (
-            Handle, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, Stream, UnsafeMutablePointer<Handle>, Handle
-        ) -> Int32
+        typealias Launch =
+            @convention(c) (
+                Handle, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, UInt32, Stream, UnsafeMutablePointer<Handle>,
+                Handle
+            ) -> Int32
         withUnsafeMutablePointer(to: &argument) { argument in
             var arguments: [Handle] = [Handle(argument)]
             let launch = double.function("cuLaunchKernel", Launch.self)

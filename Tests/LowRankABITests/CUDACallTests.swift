@@ -129,13 +129,19 @@ import Testing
     @Test(arguments: TestCall.allArguments)
     func tensorsOfTwoDevices(call name: String, argument: String) throws {
         let call = try TestCall.named(name)
-        guard call.arguments.count > 1, let index = call.arguments.firstIndex(where: { $0.name == argument }) else { return }
+        guard call.arguments.count > 1, let index = call.arguments.firstIndex(where: { $0.name == argument }) else {
+            return
+        }
         for (device, other) in [(0, 1), (1, 0), (0, -1)] as [(Int32, Int32)] {
             try CUDADouble.withWarmDevice { double in
                 let moved = call.arguments.enumerated().map { i, argument in
-                    i == index && other < 0 ? nil : argument.tensor.moved(to: double, device: i == index ? other : device)
+                    i == index && other < 0
+                        ? nil : argument.tensor.moved(to: double, device: i == index ? other : device)
                 }
-                if other < 0 { call.arguments[index].tensor.pointer.pointee.device = DLDevice(device_type: Int32(kDLCPU), device_id: 0) }
+                if other < 0 {
+                    call.arguments[index].tensor.pointer.pointee.device = DLDevice(
+                        device_type: Int32(kDLCPU), device_id: 0)
+                }
                 #expect(call() == .unsupportedDevice, "\(lastMessage)")
                 #expect(lastMessage.contains("CUDA device \(device)"), "\(lastMessage)")
                 withExtendedLifetime(moved) {}
@@ -159,7 +165,9 @@ import Testing
                 double.run(nil)
                 for matrix in moved { matrix.download() }
                 if status == .ok { return }
-                #expect(status == (symbol == "cuMemAllocAsync" ? .outOfMemory : .internal), "\(symbol) \(count): \(lastMessage)")
+                #expect(
+                    status == (symbol == "cuMemAllocAsync" ? .outOfMemory : .internal),
+                    "\(symbol) \(count): \(lastMessage)")
                 for (argument, bits) in zip(call.arguments, before) where argument.name == "weight" {
                     #expect(argument.tensor.bits == bits, "\(symbol) \(count): the weight has changed")
                 }
@@ -178,7 +186,8 @@ import Testing
         try CUDADouble.withWarmDevice { double in
             let moved = call.arguments.map { $0.tensor.moved(to: double) }
             #expect(call() == .nonFinite)
-            #expect(lastMessage == "\(argument): expected finite values, got a NaN or infinity, the first one at [2, 1]")
+            #expect(
+                lastMessage == "\(argument): expected finite values, got a NaN or infinity, the first one at [2, 1]")
             double.run(nil)
             for matrix in moved { matrix.download() }
         }

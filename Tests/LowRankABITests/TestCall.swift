@@ -107,7 +107,7 @@ extension TestCall {
     private static var factors: [Argument] {
         [
             input("down", tensor(r, n, seed: 2)),
-            Argument(name: "core", tensor: core { tensor($0, $1, seed: 3, dimensions: $2) }, role: .input, isOptional: true),
+            optional(input("core", core { tensor($0, $1, seed: 3, dimensions: $2) })),
             input("up", tensor(m, r, seed: 4)),
         ]
     }

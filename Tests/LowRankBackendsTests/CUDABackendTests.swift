@@ -18,7 +18,8 @@ import Testing
     ///   - depth: Of sums, where that is more than the matrices' own size.
     ///   - unit: What residuals are measured by in place of those sizes.
     private func compare<Result>(
-        _ label: String, within limit: Limit? = nil, depth: Int = 1, unit: Int? = nil, _ make: @autoclosure () -> [TestMatrix],
+        _ label: String, within limit: Limit? = nil, depth: Int = 1, unit: Int? = nil,
+        _ make: @autoclosure () -> [TestMatrix],
         sourceLocation: SourceLocation = #_sourceLocation,
         _ body: (any Backend, [MatrixView]) throws(LowRankError) -> Result
     ) throws -> (expected: Result, got: Result?) {
@@ -87,14 +88,20 @@ import Testing
         let source = RealMatrix(rows: 1, columns: numbers.count, values: numbers)
         _ = try compare(
             "\(type)",
-            [TestMatrix(source), TestMatrix(undefined: 1, numbers.count, type), TestMatrix(undefined: 1, numbers.count)]
+            [
+                TestMatrix(source), TestMatrix(undefined: 1, numbers.count, type),
+                TestMatrix(undefined: 1, numbers.count),
+            ]
         ) { (backend, m) throws(LowRankError) in
             try backend.copy(m[0], to: m[1])
             try backend.copy(m[1], to: m[2])
         }
         // NaNs stay NaNs, whatever else they hold.
         let bits: [UInt64] = [0x7f80_0001, 0xff80_0001, 0x7fff_ffff, 0xffff_ffff, 0x7fc0_0000]
-        _ = try compare("\(type), NaNs", [TestMatrix(bits: bits, columns: 5, .float32), TestMatrix(RealMatrix(1, 5, repeating: 0), type)]) {
+        _ = try compare(
+            "\(type), NaNs",
+            [TestMatrix(bits: bits, columns: 5, .float32), TestMatrix(RealMatrix(1, 5, repeating: 0), type)]
+        ) {
             (backend, m) throws(LowRankError) in try backend.copy(m[0], to: m[1])
         }
     }
@@ -106,7 +113,8 @@ import Testing
         _ = try compare(
             "\(type) \(rows)",
             [
-                TestMatrix(.integers(rows, 5, seed: 6), type, .columnMajor), TestMatrix(undefined: rows, 5, .float64, .strided),
+                TestMatrix(.integers(rows, 5, seed: 6), type, .columnMajor),
+                TestMatrix(undefined: rows, 5, .float64, .strided),
                 TestMatrix(undefined: rows, 5, type, .reversed), TestMatrix(undefined: rows - 1, 5, type),
             ]
         ) { (backend, m) throws(LowRankError) in
@@ -123,7 +131,8 @@ import Testing
             let (expected, read) = try compare(
                 "\(type) \(layout) \(rows)x\(columns)",
                 [
-                    TestMatrix(undefined: rows, columns, type, layout), TestMatrix(.gaussian(rows, columns, seed: 7), type, layout),
+                    TestMatrix(undefined: rows, columns, type, layout),
+                    TestMatrix(.gaussian(rows, columns, seed: 7), type, layout),
                     TestMatrix(.gaussian(rows, columns, seed: 8), type, layout),
                 ]
             ) { (backend, m) throws(LowRankError) in
@@ -176,7 +185,8 @@ import Testing
                 let found = [m[0], m[1]].map { backend.firstNonFinite(in: $0) ?? (-1, -1) }
                 return [
                     [backend.maxMagnitude(of: m[0]), backend.squaredNorm(of: m[0])], backend.columnDots(m[0], m[0]),
-                    [backend.maxMagnitude(of: m[1])].map { $0.isNaN ? 1 : 0 }, found.flatMap { [Double($0.row), Double($0.column)] },
+                    [backend.maxMagnitude(of: m[1])].map { $0.isNaN ? 1 : 0 },
+                    found.flatMap { [Double($0.row), Double($0.column)] },
                 ]
             }
             #expect(results.got == results.expected, "\(label)")
@@ -186,7 +196,9 @@ import Testing
     /// Integers, whose sums are exact in any order.
     @Test(arguments: ScalarType.allCases, Layout.allCases)
     func products(type: ScalarType, layout: Layout) throws {
-        let sizes = [(1, 1, 1), (3, 0, 2), (5, 7, 3), (64, 16, 64), (65, 17, 63), (33, 300, 9), (9, 64, 131), (0, 3, 4)]
+        let sizes = [
+            (1, 1, 1), (3, 0, 2), (5, 7, 3), (64, 16, 64), (65, 17, 63), (33, 300, 9), (9, 64, 131), (0, 3, 4),
+        ]
         for (m, k, n) in sizes {
             for (aType, bType, cType) in [(type, type, type), (type, .float32, .float32), (.float32, type, .float64)] {
                 let label = "\(layout) \(m)x\(k)x\(n) \(aType) \(bType) \(cType)"
@@ -210,7 +222,9 @@ import Testing
     @Test(arguments: ScalarType.allCases, ScalarType.allCases)
     func productsOfRandomNumbers(aType: ScalarType, bType: ScalarType) throws {
         for (m, k, n) in [(40, 70, 24), (8, 130, 8), (96, 8, 72)] {
-            for layouts in [(Layout.rowMajor, Layout.rowMajor), (.paddedRows, .paddedColumns), (.columnMajor, .rowMajor)] {
+            for layouts in [
+                (Layout.rowMajor, Layout.rowMajor), (.paddedRows, .paddedColumns), (.columnMajor, .rowMajor),
+            ] {
                 _ = try compare(
                     "\(layouts) \(m)x\(k)x\(n) \(aType) \(bType)", within: .product, depth: k,
                     [
@@ -255,7 +269,8 @@ import Testing
         let random = RealMatrix.gaussian(70, 9, seed: 15)
         let square = RealMatrix.gaussian(12, 12, seed: 16)
         return [
-            ("random", random), ("tall", .gaussian(300, 33, seed: 17)), ("square", square), ("one column", .gaussian(5, 1, seed: 18)),
+            ("random", random), ("tall", .gaussian(300, 33, seed: 17)), ("square", square),
+            ("one column", .gaussian(5, 1, seed: 18)),
             ("one by one", RealMatrix(1, 1, repeating: -2)), ("identity", RealMatrix(20, 6) { $0 == $1 ? 1 : 0 }),
             ("negative identity", RealMatrix(20, 6) { $0 == $1 ? -1 : 0 }),
             ("triangular", RealMatrix(12, 12) { $0 <= $1 ? square[$0, $1] : 0 }),
@@ -270,7 +285,10 @@ import Testing
             let r = values.columns
             _ = try compare(
                 "\(name) \(type)", within: .qr,
-                [TestMatrix(values, type), TestMatrix(undefined: values.rows, r, type), TestMatrix(undefined: r, r, type, .paddedRows)]
+                [
+                    TestMatrix(values, type), TestMatrix(undefined: values.rows, r, type),
+                    TestMatrix(undefined: r, r, type, .paddedRows),
+                ]
             ) { (backend, m) throws(LowRankError) in
                 let panel = try backend.makeMatrix(rows: values.rows, columns: r, type: type, order: .columnMajor)
                 try backend.copy(m[0], to: panel.view)
@@ -306,7 +324,10 @@ import Testing
             let r = values.columns
             let results = try compare(
                 "\(name) \(type)", within: .ldu,
-                [TestMatrix(values, type), TestMatrix(undefined: values.rows, r, type), TestMatrix(.gaussian(r, 37, seed: 19), type)]
+                [
+                    TestMatrix(values, type), TestMatrix(undefined: values.rows, r, type),
+                    TestMatrix(.gaussian(r, 37, seed: 19), type),
+                ]
             ) { (backend, m) throws(LowRankError) in
                 let panel = try backend.makeMatrix(rows: values.rows, columns: r, type: type, order: .columnMajor)
                 try backend.copy(m[0], to: panel.view)

@@ -10,7 +10,8 @@ public final class CUDADouble: Sendable {
     ///
     /// - Parameter keepsMemory: Whether the body may leave blocks allocated, as the first use of a device does.
     public static func withExclusiveAccess<Failure: Error>(
-        keepsMemory: Bool = false, sourceLocation: SourceLocation = #_sourceLocation, _ body: (CUDADouble) throws(Failure) -> Void
+        keepsMemory: Bool = false, sourceLocation: SourceLocation = #_sourceLocation,
+        _ body: (CUDADouble) throws(Failure) -> Void
     ) throws(Failure) {
         pthread_mutex_lock(lock)
         defer { pthread_mutex_unlock(lock) }
@@ -25,7 +26,7 @@ public final class CUDADouble: Sendable {
         #expect(double.contextDepth == depth, "contexts not popped", sourceLocation: sourceLocation)
     }
 
-    /// Likewise, once the backend holds on the device what it keeps: handles for the default stream with their workspace.
+    /// Likewise, once the backend holds on the device what it keeps, as handles with their workspace.
     public static func withWarmDevice(
         sourceLocation: SourceLocation = #_sourceLocation, _ body: (CUDADouble) throws(LowRankError) -> Void
     ) throws(LowRankError) {
@@ -103,7 +104,8 @@ public final class CUDADouble: Sendable {
 
     /// Makes one call of a function fail: the next, or one after that.
     public func fail(_ symbol: String, after count: Int32 = 0, status: Int32) {
-        function("cuda_double_fail", (@convention(c) (UnsafePointer<CChar>, Int32, Int32) -> Void).self)(symbol, count, status)
+        function("cuda_double_fail", (@convention(c) (UnsafePointer<CChar>, Int32, Int32) -> Void).self)(
+            symbol, count, status)
     }
 
     /// Runs the body as if all streams were being captured.
@@ -115,8 +117,8 @@ public final class CUDADouble: Sendable {
     }
 }
 
-/// A copy of a test matrix in the double's device memory, with the same strides, whose highest element is the last before the
-/// forbidden page.
+/// A copy of a test matrix in the double's device memory, with the same strides, whose highest element is the last before
+/// the forbidden page.
 public final class DeviceMatrix {
     private let double: CUDADouble
     private let matrix: TestMatrix

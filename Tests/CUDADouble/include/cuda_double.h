@@ -1,12 +1,12 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 //
-// What tests ask of the double of the CUDA libraries, beside the functions of the driver, cuBLAS, cuSOLVER and NVRTC that
-// it exports under their own names. The double runs on the CPU; it is stricter than a GPU:
+// What tests ask of the double of the CUDA libraries, beside the functions of the driver, cuBLAS, cuSOLVER and NVRTC
+// that it exports under their own names. The double runs on the CPU; it is stricter than a GPU:
 // - Device memory can't be read or written by the host, starts as NaNs and ends at a page that nobody may touch.
 // - A stream is a queue: its operations run when it is synchronized and no earlier, in the order of the calls.
 // - Every span, leading dimension, alignment, type and workspace that a call names is checked when it is made.
-// - NVRTC compiles the kernels for the host. Threads of a block run one after the other between two barriers, in an order
-//   that changes from block to block. Shared memory starts as NaNs, and dynamic shared memory ends at a forbidden page too.
+// - NVRTC compiles the kernels for the host. Threads of a block run one after the other between two barriers, in an
+//   order that changes from block to block. Shared memory starts as NaNs.
 #ifndef LOWRANK_CUDA_DOUBLE_H
 #define LOWRANK_CUDA_DOUBLE_H
 
@@ -21,7 +21,8 @@ extern "C" {
 uint64_t cuda_double_allocate(size_t bytes, int device);
 /// Frees what cuda_double_allocate returned.
 void cuda_double_release(uint64_t address);
-/// Copies between host and device at once: operations that are still queued have not happened. 0 or -1 outside of a block.
+/// Copies between host and device at once: operations that are still queued have not happened. 0, or -1 outside of a
+/// block.
 int cuda_double_read(void *target, uint64_t source, size_t bytes);
 int cuda_double_write(uint64_t target, const void *source, size_t bytes);
 
