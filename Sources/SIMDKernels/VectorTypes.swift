@@ -32,7 +32,15 @@ protocol ComputeVector: BitwiseCopyable, StripWidth {
 
 extension FloatVector: ComputeVector {
     typealias Element = Float
-    @inline(__always) func sumOfLanes() -> Float { self.sum() }
+    @inline(__always) func sumOfLanes() -> Float {
+        #if LOWRANK_AVX512
+            return sumOfFour((lowHalf + highHalf).lowHalf + (lowHalf + highHalf).highHalf)
+        #elseif LOWRANK_AVX2
+            return sumOfFour(lowHalf + highHalf)
+        #else
+            return sumOfFour(self)
+        #endif
+    }
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
     @inline(__always) static func read(_ address: UnsafeRawPointer) -> FloatVector {
@@ -45,7 +53,15 @@ extension FloatVector: ComputeVector {
 
 extension DoubleVector: ComputeVector {
     typealias Element = Double
-    @inline(__always) func sumOfLanes() -> Double { self.sum() }
+    @inline(__always) func sumOfLanes() -> Double {
+        #if LOWRANK_AVX512
+            return sumOfFour(lowHalf + highHalf)
+        #elseif LOWRANK_AVX2
+            return sumOfFour(self)
+        #else
+            return self[0] + self[1]
+        #endif
+    }
     @inline(__always) static var lanes: Int { scalarCount }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
     @inline(__always) static func read(_ address: UnsafeRawPointer) -> DoubleVector {
@@ -55,6 +71,10 @@ extension DoubleVector: ComputeVector {
         address.storeBytes(of: self, as: DoubleVector.self)
     }
 }
+
+/// The standard library's own sum of the widest vectors would leave a weak copy of itself.
+@inline(__always)
+private func sumOfFour<Scalar: FloatingPoint>(_ v: SIMD4<Scalar>) -> Scalar { (v[0] + v[1]) + (v[2] + v[3]) }
 
 /// Without FMA `addingProduct` would be a library call per lane.
 @inline(__always)
