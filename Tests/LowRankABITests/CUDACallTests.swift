@@ -6,7 +6,9 @@ import Testing
 
 /// The calls of the C ABI on tensors of a device, which is the test double, give what they give on the CPU.
 @Suite struct CUDACallTests {
-    private static let names = TestCall.all.map(\.name)
+    /// A call for the CPU's own products of float32.
+    private static let hostName = "lr_base_product"
+    private static let names = TestCall.all.map(\.name).filter { $0 != hostName }
     private static let adapterNames = [
         "lr_adapter_forward", "lr_adapter_backward", "lr_effective_up", "lr_effective_up_backward",
     ]
@@ -192,6 +194,15 @@ import Testing
             for matrix in moved { matrix.download() }
         }
         #expect(try call("weight").bits == weight)
+    }
+
+    @Test func theBaseProductIsTheCPUs() throws {
+        let call = try TestCall.named(Self.hostName)
+        try CUDADouble.withWarmDevice { double in
+            let moved = call.arguments.map { $0.tensor.moved(to: double) }
+            #expect(call() == .unsupportedDevice, "\(lastMessage)")
+            withExtendedLifetime(moved) {}
+        }
     }
 
     @Test func devicesThatAreNotThere() throws {
