@@ -38,7 +38,7 @@ extension CUDABackend {
 
     /// The product of a large 16-bit matrix and a narrow float32 one, as three products of 16-bit matrices on tensor cores
     /// instead of a float32 copy of the large one: the narrow one is the sum of three 16-bit terms, to its last bit or nearly
-    /// so, which stand side by side in one matrix.
+    /// so, which stand side by side in one matrix. Of bfloat16 terms what lies below 2^-133 is lost.
     /// - Returns: false, with nothing done, where the operands are others.
     func multiplyInTerms(
         alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView

@@ -1,0 +1,156 @@
+# Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+"""Arrays on a device whose type has a DLPack C exchange API, as torch's has: its stream and its memory are used."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from device import KEPT, LIBRARY, NEW_CAPSULE, POINTER, DeviceArray, Managed
+from lowrank_swift import _native
+
+STREAM = 0x77
+EXPORT = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes.c_void_p))
+WORK_STREAM = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
+# Called without the GIL, which CFUNCTYPE takes.
+ALLOCATE = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_void_p
+)
+DELETE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+TENSOR = Managed.data.offset
+
+_native.warmup(0, STREAM)  # The handles of a stream are kept.
+
+
+class Table(ctypes.Structure):
+    """DLPack's DLPackExchangeAPI."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", ALLOCATE),
+        ("export_managed", EXPORT),
+        ("to_object", ctypes.c_void_p),
+        ("export_unowned", ctypes.c_void_p),
+        ("stream", WORK_STREAM),
+    )
+
+
+class Framework:
+    """What the functions of a table do and see."""
+
+    def __init__(self) -> None:
+        self.devices: list[tuple[int, int]] = []
+        self.blocks: dict[int, Managed] = {}
+        self.released: list[int] = []
+        self.allocations_left = 1000
+        self.table = Table(
+            1, 3, None, ALLOCATE(self._allocate), EXPORT(self._export), None, None, WORK_STREAM(self._stream)
+        )
+        self._delete = DELETE(self._release)
+
+    def _export(self, array: Any, out: Any) -> int:
+        out[0] = POINTER(DeviceArray.__dlpack__(array), b"dltensor_versioned")
+        return 0
+
+    def _stream(self, kind: int, device: int, out: Any) -> int:
+        self.devices.append((kind, device))
+        out[0] = STREAM
+        return 0
+
+    def _allocate(self, prototype: int, out: Any, _context: int, _report: int) -> int:
+        self.allocations_left -= 1
+        if self.allocations_left < 0:
+            return -1
+        wanted = Managed.from_address(prototype - TENSOR)
+        assert (wanted.device_type, wanted.ndim, wanted.code, wanted.bits) == (2, 1, 1, 8)
+        address = LIBRARY.cuda_double_allocate(wanted.shape[0], wanted.device_id)
+        block = Managed(1, 0, None, ctypes.cast(self._delete, ctypes.c_void_p), 0, address)
+        self.blocks[ctypes.addressof(block)] = block
+        out[0] = ctypes.addressof(block)
+        return 0
+
+    def _release(self, block: int) -> None:
+        # Work that is still queued may use it: it is freed with the stream's other work done.
+        self.released.append(self.blocks.pop(block).data)
+
+    def run(self) -> None:
+        """Run what the stream holds."""
+        context = ctypes.c_void_p()
+        LIBRARY.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
+        LIBRARY.cuCtxPushCurrent_v2(context)
+        LIBRARY.cuStreamSynchronize(ctypes.c_void_p(STREAM))
+        LIBRARY.cuCtxPopCurrent_v2(ctypes.byref(context))
+        while self.released:
+            LIBRARY.cuda_double_release(self.released.pop())
+
+
+class Exchanged(DeviceArray):
+    """An array that is exported through the exchange API alone."""
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise AssertionError("exported in another way")
+
+
+@pytest.fixture
+def framework() -> Iterator[Framework]:
+    made = Framework()
+    Exchanged.__dlpack_c_exchange_api__ = NEW_CAPSULE(  # type: ignore[attr-defined]
+        ctypes.addressof(made.table), b"dlpack_exchange_api", None
+    )
+    yield made
+    made.run()
+    assert not made.blocks
+    del Exchanged.__dlpack_c_exchange_api__  # type: ignore[attr-defined]
+    KEPT.clear()
+
+
+def qr_arguments() -> tuple[np.ndarray, Exchanged, Exchanged, Exchanged]:
+    matrix = np.random.default_rng(1).standard_normal((40, 24)).astype(np.float32)
+    zeros = [np.zeros(shape, np.float32) for shape in ((40, 5), (5, 24))]
+    return matrix, Exchanged(matrix), Exchanged(zeros[0]), Exchanged(zeros[1])
+
+
+def test_stream_and_memory_are_the_frameworks(framework: Framework) -> None:
+    matrix, weight, q, r = qr_arguments()
+    before = LIBRARY.cuda_double_calls(b"cuMemAllocAsync")
+    _native.qr(weight, 5, q, r)
+    assert LIBRARY.cuda_double_calls(b"cuMemAllocAsync") == before
+    assert set(framework.devices) == {(2, 0)}
+    assert framework.allocations_left < 1000 and framework.released
+    framework.run()
+    size = 40 * np.finfo(np.float32).eps
+    assert np.abs(q.numpy() @ r.numpy() - matrix)[:, :5].max() <= 30 * size * np.abs(matrix).max()
+    assert np.abs(q.numpy().T @ q.numpy() - np.eye(5)).max() <= 30 * size
+
+
+def test_forward_returns_before_its_work_is_done(framework: Framework) -> None:
+    random = np.random.default_rng(2)
+    x, up, down = (random.standard_normal(shape).astype(np.float32) for shape in ((7, 24), (40, 5), (5, 24)))
+    arrays = [Exchanged(array) for array in (x, down, up, np.zeros((7, 40), np.float32), np.zeros((7, 5), np.float32))]
+    waits = LIBRARY.cuda_double_calls(b"cuStreamSynchronize")
+    _native.adapter_forward(arrays[0], arrays[1], None, arrays[2], 0.5, arrays[3], arrays[4])
+    assert LIBRARY.cuda_double_calls(b"cuStreamSynchronize") == waits
+    assert not arrays[3].numpy().any()
+    framework.run()
+    expected = 0.5 * x.astype(np.float64) @ down.T @ up.T
+    assert np.abs(arrays[3].numpy() - expected).max() <= 30 * 24 * np.finfo(np.float32).eps * np.abs(expected).max()
+
+
+def test_a_framework_without_memory(framework: Framework) -> None:
+    for count in range(100):
+        _, weight, q, r = qr_arguments()
+        framework.allocations_left = count
+        try:
+            _native.qr(weight, 5, q, r)
+            break
+        except MemoryError as error:
+            assert "could not allocate" in str(error)
+        finally:
+            framework.run()
+    assert 5 < count < 99
+    assert not framework.blocks
