@@ -181,7 +181,7 @@ func requireSeparate(outputs: [Tensor?], inputs: [Tensor?] = []) throws(LowRankE
     let inputs = inputs.compactMap { $0 }
     // A call names its main input first.
     guard let first = inputs.first ?? outputs.first else { return .cpu }
-    for other in outputs + inputs where other.device != first.device {
+    if let other = outputs.first(where: { $0.device != first.device }) ?? inputs.first(where: { $0.device != first.device }) {
         throw .differentDevice(
             argument: other.argument, expected: "memory on \(first.device), where \(first.argument) is",
             got: "memory on \(other.device)")
