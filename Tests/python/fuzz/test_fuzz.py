@@ -53,6 +53,7 @@ def run_campaigns(examples: int, seeds: list[int], folder: Path) -> int:
 LEFT_OUT = {
     *("get_num_threads", "_native.get_num_threads", "_native._test_status", "_native.set_num_threads"),
     *("allocate_ranks", "_native.allocate_ranks", "_native.read_file", "_native.spectrum"),
+    *("warmup", "_native.warmup"),
 }
 
 
