@@ -7,8 +7,8 @@
 //
 // Rules for all functions
 // - Tensors are borrowed for the call. Any strides, offsets and orders are accepted; dtype float32, float64, bfloat16 or
-//   float16; device CPU (and CUDA host memory) or CUDA, the same for all tensors of a call. The caller promises that outputs are writable memory and distinct from the inputs; what overlaps
-//   is refused (LR_STATUS_OVERLAP).
+//   float16; device CPU (and CUDA host memory) or CUDA, the same for all tensors of a call. The caller promises that outputs
+//   are writable memory and distinct from the inputs; what overlaps is refused (LR_STATUS_OVERLAP).
 // - The result is a status; LR_STATUS_OK is 0. After a failure lr_last_error_message() on the same thread says which
 //   argument, what was expected and what came. Tensors that were to be changed in place are unchanged after a failure;
 //   pure outputs are unspecified.

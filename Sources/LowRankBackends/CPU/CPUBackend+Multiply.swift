@@ -79,12 +79,14 @@ private struct MultiplyPlan {
         // Work for several threads where there are few rows or columns.
         func blocks() -> Int { (rows + blockRows - 1) / blockRows * ((columns + blockColumns - 1) / blockColumns) }
         if rows <= blockRows {
-            // Whole strips.
             if a.columns > 128 { blockColumns = 192 }
             while blockColumns > 48 && blocks() < 16 { blockColumns /= 2 }
         } else {
             while blockRows > 60 && blocks() < 16 { blockRows /= 2 }
         }
+        // Whole tiles, also of wide vectors.
+        let width = 2 * lanes
+        blockColumns = max(width, blockColumns / width * width)
     }
 
     /// About how many cycles the kernel takes for `C = A B`.
