@@ -139,19 +139,25 @@ extension Backend {
         return try makeMatrix(rows: rows, columns: columns, type: type, order: .rowMajor)
     }
 
+    /// For memory that the host writes itself.
     public func setIndices(_ indices: [Int], of vector: MatrixView) throws(LowRankError) {
         let stride = 8 * (vector.columns == 1 ? vector.rowStride : vector.columnStride)
-        for (i, index) in indices.enumerated() { vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self) }
+        for (i, index) in indices.enumerated() {
+            vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self)
+        }
     }
 
+    /// Row by row.
     public func rows(of matrix: MatrixView) -> [[Double]] {
         (0..<matrix.rows).map { values(of: matrix[rows: $0..<($0 + 1)]) }
     }
 
+    /// Row by row.
     public func setRows(_ rows: [[Double]], of matrix: MatrixView) {
         for (i, row) in rows.enumerated() { setValues(row, of: matrix[rows: i..<(i + 1)]) }
     }
 
+    /// By way of the columns' values on the host.
     public func writeColumnSigns(of matrix: MatrixView, to vector: MatrixView) {
         let signs = (0..<matrix.columns).map { j in
             let column = values(of: matrix[columns: j..<(j + 1)])
@@ -161,13 +167,16 @@ extension Backend {
         setValues(signs, of: vector)
     }
 
+    /// Column by column.
     public func makeUnitLower(_ target: MatrixView) {
         for j in 0..<target.columns { clear(target[0..<min(j, target.rows), j..<(j + 1)]) }
         setValues([Double](repeating: 1, count: target.maxRank), of: target.diagonal)
     }
 
+    /// View by view.
     public func areFinite(_ views: [MatrixView]) -> Bool { !views.contains { firstNonFinite(in: $0) != nil } }
 
+    /// By way of the products on the host.
     public func columnDots(
         _ a: MatrixView, _ b: MatrixView, scale: Double, into target: MatrixView
     ) throws(LowRankError) {

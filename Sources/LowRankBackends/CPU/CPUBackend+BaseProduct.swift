@@ -6,9 +6,9 @@ import LowRankCore
 extension CPUBackend {
     /// `out = x weight^T`, plus `bias` in every row: the product of a frozen layer, by OpenBLAS's sgemm.
     ///
-    /// Each slice of `out` is one call of sgemm on one thread, and ``parallelFor`` runs the slices: OpenBLAS's own threads
+    /// Each slice of `out` is one call of sgemm on one thread, and `parallelFor` runs the slices: OpenBLAS's own threads
     /// would go on spinning beside torch's. The slices are cut by the shape and the processors of the machine
-    /// (``ProductSlices``), so that results do not depend on the number of threads.
+    /// (`ProductSlices`), so that results do not depend on the number of threads.
     ///
     /// - Parameters:
     ///   - x: `[T, n]`, float32 as all of them. Read in place where one of its strides is 1, else copied.
