@@ -139,14 +139,6 @@ extension Backend {
         return try makeMatrix(rows: rows, columns: columns, type: type, order: .rowMajor)
     }
 
-    /// For memory that the host writes itself.
-    public func setIndices(_ indices: [Int], of vector: MatrixView) throws(LowRankError) {
-        let stride = 8 * (vector.columns == 1 ? vector.rowStride : vector.columnStride)
-        for (i, index) in indices.enumerated() {
-            vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self)
-        }
-    }
-
     /// Row by row.
     public func rows(of matrix: MatrixView) -> [[Double]] {
         (0..<matrix.rows).map { values(of: matrix[rows: $0..<($0 + 1)]) }

@@ -109,6 +109,7 @@ private struct SpoilingBackend: Backend {
     func clear(_ target: MatrixView) { exact.clear(target) }
     func fillUniform(_ target: MatrixView, from stream: RandomStream) { exact.fillUniform(target, from: stream) }
     func values(of vector: MatrixView) -> [Double] { exact.values(of: vector) }
+    func setIndices(_ indices: [Int], of vector: MatrixView) { exact.setIndices(indices, of: vector) }
     func setValues(_ values: [Double], of vector: MatrixView) { exact.setValues(values, of: vector) }
     func maxMagnitude(of source: MatrixView) -> Double { exact.maxMagnitude(of: source) }
     func firstNonFinite(in source: MatrixView) -> (row: Int, column: Int)? { exact.firstNonFinite(in: source) }

@@ -51,20 +51,10 @@ extension CPUBackend {
             let right = min(left + blockColumns, source.columns)
             for start in stride(from: left, to: right, by: chunk) {
                 let columns = start..<min(start + chunk, right)
-                let (from, to) = (source[rows, columns], target[rows, columns])
-                if inFloat64 {
-                    kernels.copyScaledFloat64(
-                        from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
-                        rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self) + first) },
-                        columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Double.self) + start) }, beta,
-                        to.address, to.type.rawValue, to.rowStride, to.columnStride)
-                } else {
-                    kernels.copyScaledFloat32(
-                        from.rows, from.columns, from.address, from.type.rawValue, from.rowStride, from.columnStride,
-                        rowLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self) + first) },
-                        columnLine.map { UnsafePointer($0.assumingMemoryBound(to: Float.self) + start) }, beta,
-                        to.address, to.type.rawValue, to.rowStride, to.columnStride)
-                }
+                copyPart(
+                    source[rows, columns], rowFactors: rowLine.map { $0 + first * type.size },
+                    columnFactors: columnLine.map { $0 + start * type.size }, beta: beta, in: type,
+                    to: target[rows, columns])
             }
         }
     }
@@ -125,14 +115,28 @@ extension CPUBackend {
 
     /// `target = source` for a part of a matrix, on this thread.
     private func copyPlain(_ source: MatrixView, to target: MatrixView) {
-        if source.type == .float64 || target.type == .float64 {
+        let inFloat64 = source.type == .float64 || target.type == .float64
+        copyPart(
+            source, rowFactors: nil, columnFactors: nil, beta: 0, in: inFloat64 ? .float64 : .float32, to: target)
+    }
+
+    /// The kernel of `combine` for a part of a matrix, on this thread; factors are contiguous and of the compute type.
+    private func copyPart(
+        _ source: MatrixView, rowFactors: UnsafeMutableRawPointer?, columnFactors: UnsafeMutableRawPointer?,
+        beta: Double, in type: ScalarType, to target: MatrixView
+    ) {
+        if type == .float64 {
             kernels.copyScaledFloat64(
                 source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride,
-                nil, nil, 0, target.address, target.type.rawValue, target.rowStride, target.columnStride)
+                rowFactors.map { UnsafePointer($0.assumingMemoryBound(to: Double.self)) },
+                columnFactors.map { UnsafePointer($0.assumingMemoryBound(to: Double.self)) }, beta,
+                target.address, target.type.rawValue, target.rowStride, target.columnStride)
         } else {
             kernels.copyScaledFloat32(
                 source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride,
-                nil, nil, 0, target.address, target.type.rawValue, target.rowStride, target.columnStride)
+                rowFactors.map { UnsafePointer($0.assumingMemoryBound(to: Float.self)) },
+                columnFactors.map { UnsafePointer($0.assumingMemoryBound(to: Float.self)) }, beta,
+                target.address, target.type.rawValue, target.rowStride, target.columnStride)
         }
     }
 
@@ -166,6 +170,13 @@ extension CPUBackend {
             kernels.copyScaledFloat64(
                 1, count, vector.address, vector.type.rawValue, vector.rowStride, vector.columnStride, nil, nil, 0,
                 target, ScalarType.float64.rawValue, count, 1)
+        }
+    }
+
+    public func setIndices(_ indices: [Int], of vector: MatrixView) {
+        let stride = 8 * (vector.columns == 1 ? vector.rowStride : vector.columnStride)
+        for (i, index) in indices.enumerated() {
+            vector.address.storeBytes(of: Int64(index), toByteOffset: i * stride, as: Int64.self)
         }
     }
 

@@ -132,10 +132,8 @@ extension CPUBackend {
     ) throws(LowRankError) -> Reflections {
         let (count, type) = (columns.count, view.type)
         let top = try makeMatrix(rows: count, columns: count, type: type, order: .columnMajor)
-        clear(top.view)
         try copy(view[columns, columns], to: top.view)
-        for j in 0..<count { clear(top.view[0..<j, j..<(j + 1)]) }
-        setValues([Double](repeating: 1, count: count), of: top.view.diagonal)
+        makeUnitLower(top.view)
         let gram = try product(top.view.transposed, top.view)
         let below = view[columns.upperBound..<view.rows, columns]
         if !below.isEmpty { try multiply(alpha: 1, below.transposed, below, beta: 1, into: gram.view) }
@@ -151,7 +149,7 @@ extension CPUBackend {
             for i in 0..<l { lines[i][l] = -tau * (i..<l).reduce(0) { $0 + lines[i][$1] * products[$1] } }
             lines[l][l] = tau
         }
-        for i in 0..<count { setValues(lines[i], of: triangle.view[rows: i..<(i + 1)]) }
+        setRows(lines, of: triangle.view)
         return Reflections(columns: columns, top: top, triangle: triangle)
     }
 
