@@ -18,7 +18,7 @@ from .measure import Run, time_side_by_side
 from .table import OURS, Goal, Line, Row, Session, check, in_limit, matrix
 from .verify import error_ratio
 
-__all__ = ["adapted", "layer_errors", "rows"]
+__all__ = ["adapted", "frozen_linear", "layer_errors", "rows"]
 
 BARE, PEFT, ADDMM = "bare Linear", "PEFT LoRA", "torch addmm_"
 OPENBLAS = "OLoRA residual, openblas"
@@ -33,7 +33,8 @@ OUR_LAYERS: tuple[tuple[str, Any, str, Mapping[str, Any], float], ...] = (
 )
 
 
-def _linear(weight: Tensor) -> nn.Linear:
+def frozen_linear(weight: Tensor) -> nn.Linear:
+    """Return a frozen layer without a bias on the memory of `weight`."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     layer.weight = nn.Parameter(weight, requires_grad=False)
     return layer
@@ -41,7 +42,7 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 def adapted(weight: Tensor, method: Any, rank: int, base: str, **options: Any) -> nn.Module:
     """Return a model of one layer on the memory of `weight`, or of a copy for a residual base; LaMDA's B frozen."""
-    model = nn.Sequential(_linear(weight.clone() if base == "residual" else weight))
+    model = nn.Sequential(frozen_linear(weight.clone() if base == "residual" else weight))
     adapt(model, method(rank), targets=["0"], base=base, progress=False, **options)
     if method is LaMDA:
         GradualFreeze(model, total_steps=1, fraction=0)
@@ -116,9 +117,9 @@ def _step(tokens: int, side: int, rank: int, dtype: torch.dtype) -> Row:
             found = layer_errors(model, weight, x, grad)
             errors[layer] = check(what, {f"{OURS}, {layer}, {part}": error for part, error in found.items()})
         layers = {
-            BARE: nn.Sequential(_linear(weight)),
-            PEFT: peers.peft_lora(_linear(weight), r),
-            ADDMM: peers.AddmmLinear(_linear(weight), r),
+            BARE: nn.Sequential(frozen_linear(weight)),
+            PEFT: peers.peft_lora(frozen_linear(weight), r),
+            ADDMM: peers.AddmmLinear(frozen_linear(weight), r),
             **ours,
         }
 
@@ -172,7 +173,7 @@ def _kept(tokens: int, side: int, rank: int, dtype: torch.dtype) -> Row:
         t, n, r = session.side(tokens), session.side(side), session.rank(rank)
         what = f"T={t} {n}x{n} r={r} {name}"
         weight, x = matrix(n, n, dtype), matrix(t, n, dtype).requires_grad_()
-        theirs = _kept_bytes(peers.peft_lora(_linear(weight), r), x)
+        theirs = _kept_bytes(peers.peft_lora(frozen_linear(weight), r), x)
         least = t * r * dtype.itemsize
         for layer, model in _our_layers(weight, r).items():
             if layer == OPENBLAS:

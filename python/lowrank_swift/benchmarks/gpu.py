@@ -25,7 +25,7 @@ from lowrank_swift import Factors
 from lowrank_swift.torch import GradualFreeze, LaMDA, LoLDU, adapt
 
 from . import peers
-from .adapters import BARE, PEFT, adapted, clear
+from .adapters import BARE, PEFT, adapted, clear, frozen_linear
 from .measure import Run, Timing, environment
 from .networks import llama
 from .table import OURS, Goal, Line, WrongResult, matrix
@@ -197,18 +197,15 @@ def _lamda(gpu: Gpu) -> Iterator[Line]:
     yield Line("lamda, error", what, own, "", None, "torch.svd_lowrank", theirs, theirs / own, Goal(100), error)
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer
-
-
 def _step(gpu: Gpu) -> Iterator[Line]:
     tokens, side, rank, dtype = gpu.side(4096), gpu.side(4096), 32, torch.bfloat16
     weight, x, grad = gpu.matrix(side, side, dtype), gpu.matrix(tokens, side, dtype), gpu.matrix(tokens, side, dtype)
     x.requires_grad_()
     what = f"T={tokens} {side}x{side} r={rank} {dtype}"
-    layers = {BARE: nn.Sequential(_linear(weight)), PEFT: peers.peft_lora(_linear(weight), rank).to(gpu.device)}
+    layers = {
+        BARE: nn.Sequential(frozen_linear(weight)),
+        PEFT: peers.peft_lora(frozen_linear(weight), rank).to(gpu.device),
+    }
     for method in (LoLDU, LaMDA):
         layers[f"{method.__name__} intact"] = adapted(weight, method, rank, "intact")
 

@@ -158,9 +158,7 @@ def check(what: str, errors: Mapping[str, float]) -> float:
     return max((error for name, error in errors.items() if name.startswith(OURS)), default=math.nan)
 
 
-def time_case(
-    session: Session, row: str, what: str, case: Case, goals: Mapping[str, float], reason: str = ""
-) -> Iterator[Line]:
+def time_case(session: Session, row: str, what: str, case: Case, goals: Mapping[str, float]) -> Iterator[Line]:
     """Check a case, time it, and yield a line for each peer."""
     error = check(what, case.errors())
     timings = time_side_by_side(
@@ -170,17 +168,15 @@ def time_case(
     for peer, timing in timings.items():
         goal = Goal(goals[peer]) if peer in goals else None
         detail = {"ours": own.record(), "theirs": timing.record()}
-        yield Line(
-            row, what, own.median, "ms", floor, peer, timing.median, timing.ratio_to(own), goal, error, detail, reason
-        )
+        yield Line(row, what, own.median, "ms", floor, peer, timing.median, timing.ratio_to(own), goal, error, detail)
     if "floor" in goals:
-        yield _against_floor(row, what, own, floor, goals["floor"], error, reason)
+        yield _against_floor(row, what, own, floor, goals["floor"], error)
 
 
-def _against_floor(row: str, what: str, own: Timing, floor: float, goal: float, error: float, reason: str) -> Line:
+def _against_floor(row: str, what: str, own: Timing, floor: float, goal: float, error: float) -> Line:
     detail = {"ours": own.record()}
     ratio = own.median / floor
-    return Line(row, what, own.median, "ms", floor, "floor", floor, ratio, Goal(goal, True), error, detail, reason)
+    return Line(row, what, own.median, "ms", floor, "floor", floor, ratio, Goal(goal, True), error, detail)
 
 
 def matrix(rows: int, columns: int, dtype: torch.dtype = torch.float32, *, decay: bool = False) -> Tensor:
