@@ -48,8 +48,8 @@ func multiplyBlock<V: ComputeVector>(
     // Along the lines of A and C where each is then read and written once, else down the columns of C, so that a strip
     // of B stays at hand.
     let alongLines = isOneBlock || columns <= 4 &* width
-    let isPacked = packedA != nil || !alongLines
-    let readsA = !isPacked && aColumn == 1 && aType == computeType
+    let readsA = packedA == nil && aColumn == 1 && aType == computeType
+    let isPacked = packedA != nil || !(alongLines || readsA)
     // Of lines of A that are read once, as much in one run as packed B leaves in the second-level cache.
     let run = alongLines && packedB != nil ? max(0x10000 / paddedColumns / depthBlock, 1) &* depthBlock : depthBlock
     let storesLines = alongLines && depth <= run && !sumsInC
@@ -62,7 +62,7 @@ func multiplyBlock<V: ComputeVector>(
                 V.self, b + start &* bRow &* storageSize(bType), type: bType, lines: columns, depth: end &- start,
                 lineStride: bColumn, depthStride: bRow, into: ownB)
         }
-        if packedA == nil && !alongLines {
+        if isPacked && packedA == nil {
             packTiles(
                 a + start &* aColumn &* storageSize(aType), type: aType, lines: rows, depth: end &- start,
                 lineStride: aRow, depthStride: aColumn, into: ownA)
@@ -79,7 +79,7 @@ func multiplyBlock<V: ComputeVector>(
                     lines = packedA.assumingMemoryBound(to: C.self) + first &* paddedLines(rows)
                     if alongLines { lines += outer &* steps }
                 } else if readsA {
-                    lines = a.assumingMemoryBound(to: C.self) + (outer &* aRow &+ first)
+                    lines = a.assumingMemoryBound(to: C.self) + ((alongLines ? outer &* aRow : 0) &+ first)
                 } else if alongLines {
                     copyLines(
                         a + (outer &* aRow &+ first &* aColumn) &* storageSize(aType), type: aType,
@@ -111,7 +111,8 @@ func multiplyBlock<V: ComputeVector>(
                         cRow &* size, width &* size
                     )
                     multiplyTiles(
-                        V.self, height: height, count: tiles, depth: steps, a: lines + (alongLines ? 0 : i &* steps),
+                        V.self, height: height, count: tiles, depth: steps,
+                        a: lines + (alongLines ? 0 : i &* (readsA ? aRow : steps)),
                         aLine: isPacked ? 1 : readsA ? aRow : copiedLine, aStep: isPacked ? height : 1, aLines: count,
                         b: strips + j &* steps, to: target, ahead: ahead)
                     if !fits {

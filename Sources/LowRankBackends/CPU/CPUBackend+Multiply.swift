@@ -19,8 +19,11 @@ extension CPUBackend {
         // Below about 50 microseconds of arithmetic waking a second thread costs more than it saves.
         let isSmall = Double(c.rows) * Double(c.columns) * Double(a.columns) < 0x1p20
         let workers = isSmall ? 1 : min(threads, blocks)
-        // An operand that every block of C takes whole is packed once for all of them.
-        let packedA = rowBlocks == 1 && columnBlocks > 1 ? try packed(a, asStrips: false, inFloat64) : nil
+        // An operand that every block of C takes whole is packed once for all of them; lines of A that the kernel can read
+        // where they are stay there.
+        let packedA =
+            rowBlocks == 1 && columnBlocks > 1 && !MultiplyPlan.readsLines(of: a, for: c)
+            ? try packed(a, asStrips: false, inFloat64) : nil
         defer { free(packedA) }
         let packedB =
             columnBlocks == 1 && rowBlocks > 1 ? try packed(b.transposed, asStrips: true, inFloat64) : nil
@@ -89,6 +92,11 @@ private struct MultiplyPlan {
         blockColumns = max(width, blockColumns / width * width)
     }
 
+    /// Whether the kernel's tiles read the lines of A where they are.
+    static func readsLines(of a: MatrixView, for c: MatrixView) -> Bool {
+        a.columnStride == 1 && a.type == c.type.computeType
+    }
+
     /// About how many cycles the kernel takes for `C = A B`.
     private static func cycles(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int) -> Double {
         // Measured per element with AVX2: copying along the lines, turning squares over in registers, single elements.
@@ -100,9 +108,7 @@ private struct MultiplyPlan {
         let paddedRows = Double(max(4, (c.rows + 1) / 2 * 2))
         let paddedColumns = Double((c.columns + width - 1) / width * width)
         let sums = paddedRows * paddedColumns * depth / Double(2 * lanes)
-        // Lines that the tile reads where they are.
-        let isRead = a.columnStride == 1 && a.type == c.type.computeType && c.columns <= 4 * width
-        let packA = isRead ? 0 : a.columnStride == 1 ? copied : a.rowStride == 1 ? turned : single
+        let packA = readsLines(of: a, for: c) ? 0 : a.columnStride == 1 ? copied : a.rowStride == 1 ? turned : single
         let packB = b.columnStride == 1 ? copied : b.rowStride == 1 ? turned : single
         // A line of C at a time, or every element on a cache line of its own.
         let storeC = c.columnStride == 1 ? copied : 4 * single
