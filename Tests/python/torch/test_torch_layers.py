@@ -43,7 +43,6 @@ def test_the_pretrained_function_is_unchanged(case, method, base, dtype):
     if base == "intact":
         assert torch.equal(layer.weight, pretrained.weight)
         assert layer.weight.stride() == pretrained.weight.stride()
-    if base == "intact" and method in (LoLDU, LaMDA):
         assert torch.equal(after, before)
         return
     bound = case.bound(pretrained, x, only_factors(layer))
@@ -215,11 +214,14 @@ def test_a_training_step_computes_only_projections_in_torch(case, method, base):
     grad = torch.randn(y.shape)
     with Watch() as backward:
         y.backward(grad)
-    # Linear layers project in their own operator. Two factors that train take a second projection for their start.
-    projections = 0
+    # Linear layers project in their own operator. Two factors that train take a second projection for their start, and
+    # the differences of the projections and of the factors.
+    projections = differences = 0
     if case.name not in ("Linear", "Conv1D"):
         projections = sum(1 if term.start_down is None else 2 for term in layer.terms())
+        differences = 2 * sum(term.start_down is not None for term in layer.terms())
     assert forward.seen.pop(OPERATION[case.name]) == 1 + projections
+    assert forward.seen.pop("sub", 0) == differences
     gradients = {"Embedding": "embedding_dense_backward", "Conv2d": "convolution_backward"}
     count = int("down" in method.trains) if case.name in gradients else 0
     assert backward.seen.pop(gradients.get(case.name), 0) == count

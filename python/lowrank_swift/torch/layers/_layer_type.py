@@ -175,16 +175,25 @@ class ProjectingLayerType(LayerType):
     def from_rows(self, rows: Tensor, like: Tensor) -> Tensor:
         """Return a matrix ``[T, r]`` as an output of :meth:`operate` with the positions of another: a view."""
 
-    def project(self, x: Tensor, down: Tensor) -> Tensor:
-        """Return h, which is computed in float32 where ``down`` is more precise than the input."""
-        dtype = torch.promote_types(x.dtype, down.dtype)
+    def project(self, x: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return h in a dtype, which it is computed in where it is computed at all."""
         return self.operate(x.to(dtype), self.weight(down).to(dtype), None)
 
     def add_term(self, x: Tensor, down: Tensor, core: Tensor | None, up: Tensor, scale: float, out: Tensor) -> Tensor:
-        """Project, and add the rest of the term in our operator."""
-        h = self.project(x, down).to(out.dtype)
+        """Project, in float32 where ``down`` is more precise, and add the rest of the term in our operator."""
+        h = self.project(x, down, torch.promote_types(out.dtype, down.dtype)).to(out.dtype)
         adapter_forward_(self.rows(h), None, core, up, scale, self.rows(out), None)
         return h
+
+    def add_change(
+        self, x: Tensor, down: Tensor, up: Tensor, start_down: Tensor, start_up: Tensor, scale: float, out: Tensor
+    ) -> Tensor:
+        """Add the change as ``(h - h0) B^T + h0 (B - B0)^T``, which is zero, to the last bit, where nothing changed."""
+        dtype = torch.promote_types(out.dtype, down.dtype)
+        h, start = self.project(x, down, dtype), self.project(x, start_down, dtype)
+        for part, factor in ((h - start, up), (start, up - start_up)):
+            adapter_forward_(self.rows(part.to(out.dtype)), None, None, factor, scale, self.rows(out), None)
+        return h.to(out.dtype)
 
     def term_gradients(
         self,

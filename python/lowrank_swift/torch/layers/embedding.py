@@ -70,9 +70,9 @@ class Embedding(ProjectingLayerType):
         """Return the rows of a weight at the indices; there is no bias."""
         return nn.functional.embedding(x, weight)
 
-    def project(self, x: Tensor, down: Tensor) -> Tensor:
+    def project(self, x: Tensor, down: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the columns of ``down`` at the indices."""
-        return self.operate(x, self.weight(down), None)
+        return self.operate(x, self.weight(down), None).to(dtype)
 
     def input_gradient(self, grad: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
         """Refuse: indices have no gradient."""
