@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 
-import peft
 import pytest
 import torch
 from lowrank_swift.peft import LaMDAConfig, LoLDUConfig, OLoRAConfig, export_lora
@@ -258,15 +257,3 @@ def test_what_the_export_refuses(tmp_path):
     with pytest.raises(TypeError, match="dtype: expected a floating-point"):
         export_lora(model, tmp_path, dtype=torch.int8)
     assert not list(tmp_path.iterdir())
-
-
-@every_config
-def test_pefts_own_conversion_to_lora(config):
-    """It goes by an SVD of the dense change; ours needs none."""
-    conversion = pytest.importorskip("peft.tuners.lora.conversion")
-    model = trained_mlp(config)
-    assert model.supports_lora_conversion()
-    lora_config, state = conversion.convert_to_lora(model, rank=8)
-    converted = get_peft_model(mlp(), lora_config)
-    peft.set_peft_model_state_dict(converted, state)
-    assert close(output(converted, rows()), output(model, rows()), size=256)

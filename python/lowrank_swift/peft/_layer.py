@@ -218,8 +218,8 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
         return with_terms(self.layer_type, zeros, cast(Adapter, self.adapters[adapter_name]).terms())
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return True: what the adapters add is additive."""
-        return True
+        """Return whether PEFT's ``convert_to_lora`` knows the layer's type; ``export_lora`` knows all of them."""
+        return self._base.is_linear
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Make adapters active and, unless in inference mode, trainable; what has been frozen for good stays frozen."""

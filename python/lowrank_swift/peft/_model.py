@@ -71,10 +71,6 @@ class LowRankModel(BaseTuner):
             if isinstance(module, LowRankLayer) and not autocast_adapter_dtype:
                 module.cast_to_base(adapter_name)
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return True."""
-        return True
-
 
 def _take_out(model: nn.Module, adapter_name: str) -> None:
     for parent in list(model.modules()):
