@@ -9,8 +9,8 @@ import pytest
 import torch
 from lowrank_swift.peft import LaMDAConfig, LoLDUConfig, OLoRAConfig
 from lowrank_swift.peft._layer import LowRankLayer
-from peft import get_peft_model
-from peft_support import every_config, mlp, output, rows
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft_support import MODELS, every_config, mlp, output, rows
 from torch import nn
 
 pytestmark = pytest.mark.peft
@@ -167,3 +167,30 @@ def test_unmerging_twice_is_a_warning(config):
     model = get_peft_model(mlp(), config(r=3, target_modules=["lin0"]))
     with pytest.warns(UserWarning, match="Already unmerged"):
         model.unmerge_adapter()
+
+
+@every_config
+def test_a_layer_takes_adapters_of_one_type(config):
+    """PEFT saves what has the type's prefix, and would lose another type's adapter."""
+    other = LaMDAConfig if config is not LaMDAConfig else OLoRAConfig
+    for first, second in ((other, config), (LoraConfig, config)):
+        model = inject_adapter_in_model(first(r=2, target_modules=["lin0"]), mlp())
+        expected = output(model, rows())
+        message = r"lin0: target_modules: expected layers without adapters of another type, got a .*(adapter|lora_A)"
+        with pytest.raises(ValueError, match=message):
+            inject_adapter_in_model(config(r=2, target_modules=["lin1", "lin0"]), model, adapter_name="second")
+        assert torch.equal(output(model, rows()), expected)
+        assert type(model.lin1) is nn.Linear
+        inject_adapter_in_model(second(r=2, target_modules=["lin1"]), model, adapter_name="second")
+        assert torch.equal(output(model, rows()), expected)
+
+
+@every_config
+def test_batches_of_several_adapters_are_refused(config):
+    case = MODELS["llama"]
+    model = get_peft_model(case.model(), config(r=2, target_modules=["q_proj"], task_type=case.task))
+    ids = case.batch()["input_ids"]
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=r"adapter_names: expected None.*got \['default', '__base__'\]"):
+            call(input_ids=ids, adapter_names=["default", "__base__"])
+    model(input_ids=ids, adapter_names=None)

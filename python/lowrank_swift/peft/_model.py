@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from torch import nn
@@ -51,8 +53,8 @@ class LowRankModel(BaseTuner):
         alpha = alphas.get(get_pattern_key(list(alphas), current_key), peft_config.lora_alpha)
         with errors_naming(current_key):
             method = peft_config.method(rank, alpha)
-            if isinstance(target, LowRankLayer):
-                target.update_layer(adapter_name, method, rank, peft_config)
+            if isinstance(target, BaseTunerLayer):
+                self._check_own(target).update_layer(adapter_name, method, rank, peft_config)
                 return
             check_parent(parent)
             layer = make_layer(target, self.prefix)
@@ -60,6 +62,30 @@ class LowRankModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _check_own(self, layer: BaseTunerLayer) -> LowRankLayer:
+        """Refuse a layer with adapters of another type: PEFT finds an adapter's tensors by the type's prefix."""
+        if isinstance(layer, LowRankLayer) and layer.adapters_key.startswith(self.prefix):
+            return layer
+        kind = type(layer)
+        raise ValueError(
+            "target_modules: expected layers without adapters of another type, got a "
+            f"{kind.__module__}.{kind.__qualname__} with {', '.join(layer.adapter_layer_names)}"
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Refuse what PEFT's LoRA alone can do, instead of leaving it out.
+
+        Raises:
+            ValueError: if a forward is to use an adapter of its own for each row of the batch.
+        """
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                "adapter_names: expected None, since batches of several adapters are LoRA's alone, got "
+                f"{kwargs['adapter_names']!r}; export_lora writes LoRA"
+            )
+        yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a layer in place of another. It shares what it has to, and is where it has to be, already."""
