@@ -141,7 +141,7 @@ def run_python(code: str, **environment: str) -> str:
         env=python_environment(**environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr

@@ -52,7 +52,7 @@ def launch(command: list[str], kind: str, folder: Path) -> Path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]

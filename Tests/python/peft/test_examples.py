@@ -36,7 +36,7 @@ def run(script: str, method: str, folder: Path, *more: str) -> dict:
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=600,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-4000:]
