@@ -54,6 +54,8 @@ public final class CUDADouble: Sendable {
             symlink(library, "\(folder)/\(name)")
         }
         setenv("LOWRANK_CUDA_LIBRARIES", folder, 1)
+        // What is compiled for the double is not for the user's own processes.
+        setenv("LOWRANK_CUDA_CACHE", "off", 1)
         guard let handle = dlopen(library, RTLD_NOW | RTLD_LOCAL) else { fatalError(String(cString: dlerror())) }
         self.handle = handle
     }

@@ -6,9 +6,11 @@ The libraries are opened once in a process, so each case has a process of its ow
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,11 +41,76 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_device_arrays(libraries: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "Tests" / "python" / "cuda")]
-    environment = python_environment(LOWRANK_CUDA_LIBRARIES=str(libraries))
+    # What is compiled for the double is not for the user's own processes.
+    environment = python_environment(LOWRANK_CUDA_LIBRARIES=str(libraries), LOWRANK_CUDA_CACHE="off")
     result = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+COMPILATIONS = """
+import ctypes, json, os
+import lowrank_swift as lrs
+lrs.warmup("cuda:0")
+double = ctypes.CDLL(os.path.join(os.environ["LOWRANK_CUDA_LIBRARIES"], "libcuda.so.1"))
+print(double.cuda_double_calls(b"nvrtcCompileProgram"), json.dumps(json.loads(lrs._native.config())["cuda"]["cache"]))
+"""
+
+
+def compilations(libraries: Path, **variables: str) -> tuple[int, str | None]:
+    """How often a process that uses a device compiles the kernels, and where it caches them."""
+    count, folder = run_python(COMPILATIONS, LOWRANK_CUDA_LIBRARIES=str(libraries), **variables).split(" ", 1)
+    return int(count), json.loads(folder)
+
+
+def test_kernels_are_compiled_once_for_all_processes(libraries: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    assert compilations(libraries, LOWRANK_CUDA_CACHE=str(folder)) == (1, str(folder))
+    assert compilations(libraries, LOWRANK_CUDA_CACHE=str(folder)) == (0, str(folder))
+    (file,) = folder.iterdir()
+    for damaged in (file.read_bytes()[:-1], b"", b"something else"):
+        file.write_bytes(damaged)
+        assert compilations(libraries, LOWRANK_CUDA_CACHE=str(folder))[0] == 1
+        assert compilations(libraries, LOWRANK_CUDA_CACHE=str(folder))[0] == 0
+
+
+def test_where_kernels_are_cached(libraries: Path, tmp_path: Path) -> None:
+    home, caches = tmp_path / "home", tmp_path / "caches"
+    places = {"HOME": str(home), "XDG_CACHE_HOME": str(caches), "LOWRANK_CUDA_CACHE": ""}
+    assert compilations(libraries, **places) == (1, str(caches / "lowrank_swift"))
+    for relative in ("", "caches"):
+        expected = 1 if relative == "" else 0, str(home / ".cache" / "lowrank_swift")
+        assert compilations(libraries, **{**places, "XDG_CACHE_HOME": relative}) == expected
+    assert compilations(libraries, **{**places, "LOWRANK_CUDA_CACHE": "off"}) == (1, None)
+    assert compilations(libraries, **{**places, "HOME": "", "XDG_CACHE_HOME": ""}) == (1, None)
+
+
+def test_a_folder_that_can_not_be_written(libraries: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for _ in range(2):
+        assert compilations(libraries, LOWRANK_CUDA_CACHE=str(tmp_path / "file" / "kernels"))[0] == 1
+
+
+def test_processes_that_compile_at_the_same_time(libraries: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "kernels")
+    with ThreadPoolExecutor(4) as pool:
+        counts = list(pool.map(lambda _: compilations(libraries, LOWRANK_CUDA_CACHE=folder)[0], range(6)))
+    assert 1 <= sum(counts) <= 6
+    assert len(list(Path(folder).iterdir())) == 1
+    assert compilations(libraries, LOWRANK_CUDA_CACHE=folder)[0] == 0
+
+
+def test_kernels_that_the_driver_refuses_are_compiled_again(libraries: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "kernels")
+    compilations(libraries, LOWRANK_CUDA_CACHE=folder)
+    refusing = COMPILATIONS.replace(
+        "import lowrank_swift as lrs",
+        "double = ctypes.CDLL(os.path.join(os.environ['LOWRANK_CUDA_LIBRARIES'], 'libcuda.so.1'))\n"
+        "double.cuda_double_fail(b'cuModuleLoadData', 0, 209)\nimport lowrank_swift as lrs",
+    )
+    result = run_python(refusing, LOWRANK_CUDA_LIBRARIES=str(libraries), LOWRANK_CUDA_CACHE=folder)
+    assert result.split()[0] == "1"
 
 
 UNAVAILABLE = """

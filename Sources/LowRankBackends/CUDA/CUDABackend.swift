@@ -112,7 +112,8 @@ package struct CUDABackend: Backend {
         case .success(let libraries):
             let devices = CUDADevice.ordinalsInUse.map { "\($0)" }.joined(separator: ", ")
             let paths = libraries.paths.map(quoted).joined(separator: ", ")
-            return [("cuda", "{\"libraries\": [\(paths)], \"devices\": [\(devices)]}")]
+            let cache = (CUDAKernelCache.ofEnvironment()?.folder).map(quoted) ?? "null"
+            return [("cuda", "{\"libraries\": [\(paths)], \"devices\": [\(devices)], \"cache\": \(cache)}")]
         }
     }
 

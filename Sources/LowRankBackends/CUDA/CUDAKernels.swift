@@ -28,14 +28,12 @@ enum CUDAKernel: String, CaseIterable {
 }
 
 /// The kernels compiled for one device and loaded into its context, which must be current. They stay loaded.
-struct CUDAKernels: @unchecked Sendable {
+package struct CUDAKernels: @unchecked Sendable {
     private let functions: [CUDAKernel: UnsafeMutableRawPointer]
 
     init(architecture: Int32, _ libraries: CUDALibraries) throws(LowRankError) {
-        let image = try Self.compile(architecture: architecture, libraries.compiler)
+        let module = try Self.load(architecture: architecture, libraries)
         let driver = libraries.driver
-        var module: UnsafeMutableRawPointer?
-        try driver.check(driver.cuModuleLoadData(&module, image), "cuModuleLoadData")
         var functions: [CUDAKernel: UnsafeMutableRawPointer] = [:]
         for kernel in CUDAKernel.allCases {
             var function: UnsafeMutableRawPointer?
@@ -46,6 +44,33 @@ struct CUDAKernels: @unchecked Sendable {
     }
 
     func function(of kernel: CUDAKernel) -> UnsafeMutableRawPointer? { functions[kernel] }
+
+    /// The module, from the cache where that has it. What the driver does not take, as code of another NVRTC of the same
+    /// version might be, is compiled again.
+    private static func load(
+        architecture: Int32, _ libraries: CUDALibraries
+    ) throws(LowRankError) -> UnsafeMutableRawPointer? {
+        let (driver, compiler) = (libraries.driver, libraries.compiler)
+        var (major, minor): (Int32, Int32) = (0, 0)
+        try compiler.check(compiler.nvrtcVersion(&major, &minor), "nvrtcVersion")
+        let key = cacheKey(
+            source: String(cString: cuda_kernel_source), architecture: architecture, compiler: "\(major).\(minor)")
+        var module: UnsafeMutableRawPointer?
+        let cache = CUDAKernelCache.ofEnvironment()
+        if let code = cache?.code(for: key), driver.cuModuleLoadData(&module, code) == LR_CUDA_SUCCESS { return module }
+        let code = try compile(architecture: architecture, compiler)
+        try driver.check(driver.cuModuleLoadData(&module, code), "cuModuleLoadData")
+        cache?.store(code, for: key)
+        return module
+    }
+
+    /// All that the code depends on.
+    package static func cacheKey(source: String, architecture: Int32, compiler: String) -> String {
+        "sm_\(architecture), NVRTC \(compiler), \(options.joined(separator: " "))\n\(source)"
+    }
+
+    /// Beside the architecture.
+    private static let options = ["--std=c++17"]
 
     /// Machine code for `architecture`, as 90 for compute capability 9.0. A driver that is older than NVRTC refuses its PTX
     /// but not this; PTX is for devices that NVRTC does not know.
@@ -70,7 +95,7 @@ struct CUDAKernels: @unchecked Sendable {
         try compiler.check(
             compiler.nvrtcCreateProgram(&program, cuda_kernel_source, "lowrank.cu", 0, nil, nil), "nvrtcCreateProgram")
         defer { _ = compiler.nvrtcDestroyProgram(&program) }
-        let result = withOptions(["--gpu-architecture=\(option)", "--std=c++17"]) { options in
+        let result = withOptions(["--gpu-architecture=\(option)"] + options) { options in
             compiler.nvrtcCompileProgram(program, Int32(options.count), options.baseAddress)
         }
         if Int(result) == LR_NVRTC_ERROR_INVALID_OPTION { return nil }
