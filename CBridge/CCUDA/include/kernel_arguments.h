@@ -147,6 +147,23 @@ typedef struct lr_sum_terms_arguments {
   double alpha, beta;
 } lr_sum_terms_arguments;
 
+/// Rows of g that a block of lr_multiply_pair_... takes. Of columns of g it takes LR_PAIR_SUMS / width times 64 for 16-bit
+/// numbers, where b and h have up to `width` columns; for others, up to LR_PAIR_NARROW columns, LR_PAIR_CHUNKS_.. times 64.
+enum { LR_PAIR_ROWS = 256, LR_PAIR_SUMS = 256, LR_PAIR_NARROW = 8, LR_PAIR_CHUNKS_32 = 2, LR_PAIR_CHUNKS_64 = 1 };
+
+/// p = g b and d = g' h, in parts: p_partials[block.x, i, j] is the sum over the columns, d_partials[block.y, i, j] that over the
+/// rows of g that a block takes. Rows of a 16-bit g begin at multiples of 16 bytes and have no gaps.
+typedef struct lr_multiply_pair_arguments {
+  lr_view g, b, h;
+  unsigned long long p_partials, d_partials;
+} lr_multiply_pair_arguments;
+
+typedef lr_multiply_pair_arguments lr_multiply_pair_32_arguments;
+typedef lr_multiply_pair_arguments lr_multiply_pair_64_arguments;
+typedef lr_multiply_pair_arguments lr_multiply_pair_terms_arguments;
+typedef lr_multiply_pair_arguments lr_multiply_pair_float32_arguments;
+typedef lr_multiply_pair_arguments lr_multiply_pair_float64_arguments;
+
 /// Zeros above the diagonal and ones on it.
 typedef struct lr_unit_lower_arguments {
   lr_view target;

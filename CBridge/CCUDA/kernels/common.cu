@@ -9,7 +9,10 @@
 #ifdef LR_HOST
 #define LR_KERNEL(name) extern "C" __global__ void name(const name##_arguments arguments)
 #else
-#define LR_KERNEL(name) extern "C" __global__ void name(const __grid_constant__ name##_arguments arguments)
+// With registers for two blocks at a time, one of which computes while the other waits for memory.
+#define LR_KERNEL(name)                      \
+  extern "C" __launch_bounds__(LR_THREADS, 2) \
+  __global__ void name(const __grid_constant__ name##_arguments arguments)
 #endif
 
 // MARK: 16-bit numbers

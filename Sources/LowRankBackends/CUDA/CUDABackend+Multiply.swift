@@ -38,10 +38,17 @@ extension CUDABackend {
         try session.withMemory(bytes: slices * c.rows * c.columns * type.size) { (partials) throws(LowRankError) in
             arguments.partials = partials.cudaAddress
             try session.launch(kernel, arguments, blocks: (tileRows, tileColumns, slices))
-            let sum = lr_sum_slices_arguments(
-                c: c.onDevice, partials: partials.cudaAddress, slices: Int64(slices), alpha: alpha, beta: beta,
-                type: type.rawValue, unused: 0)
-            try session.launch(.sumSlices, sum, elements: c.rows * c.columns)
+            try sumSlices(partials, count: slices, type, alpha: alpha, beta: beta, into: c)
         }
+    }
+
+    /// `c = alpha * the sum of slices + beta * c`, for slices of c's shape, row-major and one after the other.
+    func sumSlices(
+        _ slices: UnsafeMutableRawPointer, count: Int, _ type: ScalarType, alpha: Double, beta: Double, into c: MatrixView
+    ) throws(LowRankError) {
+        let arguments = lr_sum_slices_arguments(
+            c: c.onDevice, partials: slices.cudaAddress, slices: Int64(count), alpha: alpha, beta: beta,
+            type: type.rawValue, unused: 0)
+        try session.launch(.sumSlices, arguments, elements: c.rows * c.columns)
     }
 }

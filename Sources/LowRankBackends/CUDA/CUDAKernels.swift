@@ -23,6 +23,11 @@ enum CUDAKernel: String, CaseIterable {
     case multiplyFloat32 = "lr_multiply_float32"
     case multiplyFloat64 = "lr_multiply_float64"
     case sumSlices = "lr_sum_slices"
+    case multiplyPair32 = "lr_multiply_pair_32"
+    case multiplyPair64 = "lr_multiply_pair_64"
+    case multiplyPairTerms = "lr_multiply_pair_terms"
+    case multiplyPairFloat32 = "lr_multiply_pair_float32"
+    case multiplyPairFloat64 = "lr_multiply_pair_float64"
     case splitTerms = "lr_split_terms"
     case sumTerms = "lr_sum_terms"
 }
