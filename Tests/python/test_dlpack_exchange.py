@@ -13,6 +13,7 @@ import lowrank_swift as lrs
 import numpy as np
 import pytest
 import torch
+from dlpack_structures import ALLOCATE, EXPORT, WORK_STREAM, DLTensor, ExchangeAPI, Versioned, new_capsule, pointer_of
 from lowrank_swift import _native
 from support import bits, weight
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
@@ -22,39 +23,14 @@ needs_torch_exchange = pytest.mark.skipif(
     not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no DLPack C exchange API"
 )
 
-POINTER = ctypes.pythonapi.PyCapsule_GetPointer
-POINTER.restype, POINTER.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 RENAME = ctypes.pythonapi.PyCapsule_SetName
 RENAME.restype, RENAME.argtypes = ctypes.c_int, [ctypes.py_object, ctypes.c_char_p]
-NEW_CAPSULE = ctypes.pythonapi.PyCapsule_New
-NEW_CAPSULE.restype, NEW_CAPSULE.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-
-EXPORT = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
-
-
-class Table(ctypes.Structure):
-    """DLPack's DLPackExchangeAPI."""
-
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("previous", ctypes.c_void_p),
-        ("allocate", ctypes.c_void_p),
-        ("export_managed", EXPORT),
-        ("to_object", ctypes.c_void_p),
-        ("export_unowned", EXPORT),
-        ("stream", ctypes.c_void_p),
-    )
-
-
-TENSOR_SIZE = 48  # bytes of a DLTensor
-TENSOR_OFFSET = 32  # bytes before it in a DLManagedTensorVersioned
 
 
 def managed(array: Any) -> int:
     """Address of a DLManagedTensorVersioned that the caller has to delete."""
     capsule = array.__dlpack__(max_version=(1, 0))
-    address = POINTER(capsule, b"dltensor_versioned")
+    address = pointer_of(capsule, b"dltensor_versioned")
     assert RENAME(capsule, USED_NAME) == 0
     return int(address)
 
@@ -63,8 +39,8 @@ USED_NAME = b"used_dltensor_versioned"  # a capsule borrows its name
 
 
 def exporting_type(
-    *, major: int = 1, previous: Table | None = None, unowned: bool = True, fails: bool = False
-) -> tuple[type, Table, list[str]]:
+    *, major: int = 1, previous: ExchangeAPI | None = None, unowned: bool = True, fails: bool = False
+) -> tuple[type, ExchangeAPI, list[str]]:
     """A type with an exchange API over NumPy arrays, its table, and the calls that it gets."""
     calls: list[str] = []
     lent: list[Any] = []
@@ -81,22 +57,23 @@ def exporting_type(
         if fails:
             return -1
         lent.append(exporter.array.__dlpack__(max_version=(1, 0)))
-        ctypes.memmove(out, POINTER(lent[-1], b"dltensor_versioned") + TENSOR_OFFSET, TENSOR_SIZE)
+        address = pointer_of(lent[-1], b"dltensor_versioned") + Versioned.tensor.offset
+        ctypes.memmove(out, address, ctypes.sizeof(DLTensor))
         return 0
 
-    table = Table(
+    table = ExchangeAPI(
         major,
         3,
         None if previous is None else ctypes.addressof(previous),
-        None,
+        ALLOCATE(),
         EXPORT(export_managed),
         None,
         EXPORT(export_unowned) if unowned else EXPORT(),
-        None,
+        WORK_STREAM(),
     )
 
     class Exporter:
-        __dlpack_c_exchange_api__ = NEW_CAPSULE(ctypes.addressof(table), b"dlpack_exchange_api", None)
+        __dlpack_c_exchange_api__ = new_capsule(ctypes.addressof(table), b"dlpack_exchange_api", None)
 
         def __init__(self, array: Any) -> None:
             self.array = array
@@ -172,7 +149,7 @@ def test_otherwise_python_is_asked(case: str) -> None:
     if case == "no capsule":
         exporter.__dlpack_c_exchange_api__ = 3  # type: ignore[attr-defined]
     elif case == "another capsule":
-        exporter.__dlpack_c_exchange_api__ = NEW_CAPSULE(1, b"another", None)  # type: ignore[attr-defined]
+        exporter.__dlpack_c_exchange_api__ = new_capsule(1, b"another", None)  # type: ignore[attr-defined]
     assert _native.check_weight(exporter(example()), 2) == (4, 6, "float32")
     assert calls == (["unowned", "python"] if case == "fails" else ["python"])
 

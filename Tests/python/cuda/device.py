@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dlpack_structures import DLTensor, Versioned, new_capsule, pointer_of
 
 LIBRARY = ctypes.CDLL(str(Path(os.environ["LOWRANK_CUDA_LIBRARIES"], "libcuda.so.1")))
 LIBRARY.cuda_double_allocate.restype = ctypes.c_uint64
@@ -19,30 +20,9 @@ LIBRARY.cuda_double_write.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c
 LIBRARY.cuda_double_violations.restype = ctypes.c_char_p
 LIBRARY.cuda_double_live_blocks.restype = ctypes.c_size_t
 LIBRARY.cuda_double_pending.restype = ctypes.c_size_t
+LIBRARY.cuda_double_run.argtypes = [ctypes.c_void_p]
 LIBRARY.cuda_double_calls.restype = ctypes.c_uint64
 LIBRARY.cuda_double_calls.argtypes = [ctypes.c_char_p]
-
-
-class Managed(ctypes.Structure):
-    """DLPack's DLManagedTensorVersioned."""
-
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
 
 
 KEPT: dict[int, Any] = {}
@@ -53,12 +33,6 @@ KEPT: dict[int, Any] = {}
 def delete(address: int) -> None:
     """Drop what an export keeps."""
     del KEPT[address]
-
-
-NEW_CAPSULE = ctypes.pythonapi.PyCapsule_New
-NEW_CAPSULE.restype, NEW_CAPSULE.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-POINTER = ctypes.pythonapi.PyCapsule_GetPointer
-POINTER.restype, POINTER.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
 
 class DeviceArray:
@@ -99,10 +73,10 @@ class DeviceArray:
         code, width = (0 if self.dtype.kind == "i" else 2), 8 * self.dtype.itemsize
         flags = 1 if self._read_only else 0
         deleter = ctypes.cast(delete, ctypes.c_void_p)
-        place = (2, self.device, count, code, width, 1)
-        managed = Managed(1, 0, None, deleter, flags, self._address, *place, shape, strides, 0)
+        tensor = DLTensor(self._address, 2, self.device, count, code, width, 1, shape, strides, 0)
+        managed = Versioned(1, 0, None, deleter, flags, tensor)
         KEPT[ctypes.addressof(managed)] = self, managed, sizes
-        return NEW_CAPSULE(ctypes.addressof(managed), b"dltensor_versioned", None)
+        return new_capsule(ctypes.addressof(managed), b"dltensor_versioned", None)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -110,7 +84,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
     kind, _ = tensor.__dlpack_device__()
     assert kind == 2
     capsule = tensor.__dlpack__(max_version=(1, 0), stream=1)
-    managed = Managed.from_address(POINTER(capsule, b"dltensor_versioned"))
+    managed = Versioned.from_address(pointer_of(capsule, b"dltensor_versioned")).tensor
     shape = tuple(managed.shape[i] for i in range(managed.ndim))
     kinds = {(0, 64): np.int64, (2, 64): np.float64, (2, 32): np.float32, (2, 16): np.float16}
     array = np.empty(shape, dtype=kinds[managed.code, managed.bits])

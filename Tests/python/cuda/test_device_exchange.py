@@ -9,35 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device import KEPT, LIBRARY, NEW_CAPSULE, POINTER, DeviceArray, Managed
+from device import KEPT, LIBRARY, DeviceArray
+from dlpack_structures import ALLOCATE, EXPORT, WORK_STREAM, DLTensor, ExchangeAPI, Versioned, new_capsule, pointer_of
 from lowrank_swift import _native
 
 STREAM = 0x77
-EXPORT = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes.c_void_p))
-WORK_STREAM = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_void_p))
-# Called without the GIL, which CFUNCTYPE takes.
-ALLOCATE = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_void_p
-)
 DELETE = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-TENSOR = Managed.data.offset
 
 _native.warmup(0, STREAM)  # The handles of a stream are kept.
-
-
-class Table(ctypes.Structure):
-    """DLPack's DLPackExchangeAPI."""
-
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("previous", ctypes.c_void_p),
-        ("allocate", ALLOCATE),
-        ("export_managed", EXPORT),
-        ("to_object", ctypes.c_void_p),
-        ("export_unowned", ctypes.c_void_p),
-        ("stream", WORK_STREAM),
-    )
 
 
 class Framework:
@@ -45,16 +24,17 @@ class Framework:
 
     def __init__(self) -> None:
         self.devices: list[tuple[int, int]] = []
-        self.blocks: dict[int, Managed] = {}
+        self.blocks: dict[int, Versioned] = {}
         self.released: list[int] = []
         self.allocations_left = 1000
-        self.table = Table(
-            1, 3, None, ALLOCATE(self._allocate), EXPORT(self._export), None, None, WORK_STREAM(self._stream)
+        self.table = ExchangeAPI(
+            1, 3, None, ALLOCATE(self._allocate), EXPORT(self._export), None, EXPORT(), WORK_STREAM(self._stream)
         )
         self._delete = DELETE(self._release)
 
-    def _export(self, array: Any, out: Any) -> int:
-        out[0] = POINTER(DeviceArray.__dlpack__(array), b"dltensor_versioned")
+    def _export(self, array: Any, out: int) -> int:
+        capsule = DeviceArray.__dlpack__(array)
+        ctypes.c_void_p.from_address(out).value = pointer_of(capsule, b"dltensor_versioned")
         return 0
 
     def _stream(self, kind: int, device: int, out: Any) -> int:
@@ -66,17 +46,17 @@ class Framework:
         self.allocations_left -= 1
         if self.allocations_left < 0:
             return -1
-        wanted = Managed.from_address(prototype - TENSOR)
+        wanted = DLTensor.from_address(prototype)
         assert (wanted.device_type, wanted.ndim, wanted.code, wanted.bits) == (2, 1, 1, 8)
         address = LIBRARY.cuda_double_allocate(wanted.shape[0], wanted.device_id)
-        block = Managed(1, 0, None, ctypes.cast(self._delete, ctypes.c_void_p), 0, address)
+        block = Versioned(1, 0, None, ctypes.cast(self._delete, ctypes.c_void_p), 0, DLTensor(address))
         self.blocks[ctypes.addressof(block)] = block
         out[0] = ctypes.addressof(block)
         return 0
 
     def _release(self, block: int) -> None:
         # Work that is still queued may use it: it is freed with the stream's other work done.
-        self.released.append(self.blocks.pop(block).data)
+        self.released.append(self.blocks.pop(block).tensor.data)
 
     def run(self) -> None:
         """Run what the stream holds."""
@@ -99,7 +79,7 @@ class Exchanged(DeviceArray):
 @pytest.fixture
 def framework() -> Iterator[Framework]:
     made = Framework()
-    Exchanged.__dlpack_c_exchange_api__ = NEW_CAPSULE(  # type: ignore[attr-defined]
+    Exchanged.__dlpack_c_exchange_api__ = new_capsule(  # type: ignore[attr-defined]
         ctypes.addressof(made.table), b"dlpack_exchange_api", None
     )
     yield made
