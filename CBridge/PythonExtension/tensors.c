@@ -66,9 +66,10 @@ static bool ask_device(PyObject *object, DLDevice *device, const char *name) {
 
 // MARK: Streams
 
-/// The stream that torch has its work done on now, for tensors of versions without the exchange API.
+/// The stream that torch has its work done on now, for tensors of versions without the exchange API, and what
+/// `leave_torch_device` takes: these versions export from their current device alone, which becomes `device`.
 /// Returns 1 for a tensor of torch, 0 for another object, -1 with an exception.
-static int torch_stream(const native_state *state, PyObject *object, int device, void **stream) {
+static int enter_torch_device(const native_state *state, PyObject *object, int device, void **stream, PyObject **guard) {
   PyObject *torch = PyImport_GetModule(state->torch_name);
   PyObject *type = torch == NULL ? NULL : PyObject_GetAttrString(torch, "Tensor");
   int result = type == NULL ? (PyErr_Occurred() ? -1 : 0) : PyObject_IsInstance(object, type);
@@ -77,7 +78,12 @@ static int torch_stream(const native_state *state, PyObject *object, int device,
     PyObject *current = cuda == NULL ? NULL : PyObject_CallMethod(cuda, "current_stream", "i", device);
     PyObject *address = current == NULL ? NULL : PyObject_GetAttrString(current, "cuda_stream");
     *stream = address == NULL ? NULL : PyLong_AsVoidPtr(address);
+    PyObject *made = address == NULL ? NULL : PyObject_CallMethod(cuda, "device", "i", device);
+    PyObject *entered = made == NULL ? NULL : PyObject_CallMethod(made, "__enter__", NULL);
     result = PyErr_Occurred() ? -1 : 1;
+    *guard = result == 1 ? Py_NewRef(made) : NULL;
+    Py_XDECREF(entered);
+    Py_XDECREF(made);
     Py_XDECREF(address);
     Py_XDECREF(current);
     Py_XDECREF(cuda);
@@ -85,6 +91,22 @@ static int torch_stream(const native_state *state, PyObject *object, int device,
   Py_XDECREF(type);
   Py_XDECREF(torch);
   return result;
+}
+
+/// Makes the device current again that was before; keeps an exception.
+static void leave_torch_device(PyObject *guard) {
+  if (guard == NULL) {
+    return;
+  }
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyObject *left = PyObject_CallMethod(guard, "__exit__", "OOO", Py_None, Py_None, Py_None);
+  if (left == NULL) {
+    PyErr_WriteUnraisable(guard);
+  }
+  Py_XDECREF(left);
+  Py_DECREF(guard);
+  PyErr_Restore(type, value, traceback);
 }
 
 /// Has the call run on a stream, where its first tensor is. `waits` for what comes from frameworks that order their own
@@ -103,10 +125,11 @@ static void set_stream(native_call *call, int device, void *stream, bool waits) 
 // What `__dlpack__` takes as a consumer's stream.
 enum { LEGACY_DEFAULT_STREAM = 1, NO_SYNCHRONIZATION = -1 };
 
-/// The keywords of an export from a CUDA device, with the call's stream set (new reference).
-static PyObject *cuda_arguments(native_call *call, PyObject *object, int device) {
+/// The keywords of an export from a CUDA device, with the call's stream set (new reference), and what
+/// `leave_torch_device` takes after it.
+static PyObject *cuda_arguments(native_call *call, PyObject *object, int device, PyObject **guard) {
   void *stream = NULL;
-  int is_torch = torch_stream(call->state, object, device, &stream);
+  int is_torch = enter_torch_device(call->state, object, device, &stream, guard);
   if (is_torch < 0) {
     return NULL;
   }
@@ -126,7 +149,8 @@ static PyObject *export_capsule(native_call *call, PyObject *object, DLDevice de
     return NULL;
   }
   const native_state *state = call->state;
-  PyObject *keywords = device.device_type == kDLCUDA ? cuda_arguments(call, object, device.device_id)
+  PyObject *guard = NULL;
+  PyObject *keywords = device.device_type == kDLCUDA ? cuda_arguments(call, object, device.device_id, &guard)
                                                      : Py_NewRef(state->dlpack_arguments);
   PyObject *capsule = keywords == NULL ? NULL : PyObject_Call(method, state->no_arguments, keywords);
   if (capsule == NULL && keywords != NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
@@ -137,6 +161,7 @@ static PyObject *export_capsule(native_call *call, PyObject *object, DLDevice de
     }
     Py_XDECREF(fewer);
   }
+  leave_torch_device(guard);
   Py_XDECREF(keywords);
   Py_DECREF(method);
   if (capsule == NULL) {
