@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from lowrank_swift.torch import GradualFreeze, LaMDA, LoLDU, adapt, trainable_parameters
+from lowrank_swift.torch import GradualFreeze, LaMDA, LoLDU, _ops, adapt, trainable_parameters
 from torch import nn
 from torch.optim import optimizer as optimizer_module
 from torch_support import every_base
@@ -233,3 +233,28 @@ def test_steps_taken_before_count():
     for steps, error in ((-1, ValueError), (2.0, TypeError), (True, TypeError)):
         with pytest.raises(error, match="steps: expected"):
             GradualFreeze(model, total_steps=20, steps=steps)
+
+
+@pytest.mark.parametrize("method", ["product", "both"])
+@pytest.mark.parametrize("count", range(RANK + 1))
+def test_a_count_on_a_device_clears_the_same_columns(count, method, monkeypatch):
+    """As on a CUDA device, where the host must not wait for the count."""
+    gradients = []
+    for is_on_host in (True, False):
+        if not is_on_host:
+            monkeypatch.setattr(_ops, "_frozen_on_host", lambda _: 0)
+            monkeypatch.setattr(_ops, "_clear_frozen", lambda matrix, frozen: _ops._clear_columns(matrix, frozen))
+        generator = torch.Generator().manual_seed(count)
+        up, core, h, grad = (
+            torch.randn(*shape, generator=generator) for shape in ((8, RANK), (RANK, RANK), (7, RANK), (7, 8))
+        )
+        grad_up, grad_core = torch.full_like(up, torch.nan), torch.full_like(core, torch.nan)
+        frozen = torch.tensor(count)
+        if method == "product":
+            _ops.effective_up_backward_(torch.randn(8, RANK, generator=generator), up, core, frozen, grad_up, grad_core)
+        else:
+            tensors = (grad, None, h, torch.randn(RANK, 6, generator=generator), core, up, 0.5, frozen)
+            _ops.adapter_backward_(*tensors, None, None, grad_core, grad_up)
+        gradients.append((grad_up, grad_core))
+        assert torch.equal(grad_up == 0, (torch.arange(RANK) < count).expand(8, -1))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=30 * RANK * torch.finfo(torch.float32).eps, atol=0)

@@ -206,7 +206,8 @@ class UpCoreAdapter(Adapter):
         if self.up.dtype is up.dtype:
             return self
         self.start_product = start.to(self.up.device, working_dtype(self.up.dtype))
-        if self.intact and up.is_cpu and self.up.is_cpu and not effective_up(up, core, start).any():
+        has_values = {up.device.type, self.up.device.type} <= {"cpu", "cuda"}
+        if self.intact and has_values and not effective_up(up, core, start).any():
             self.start_product = effective_up(self.up.detach(), self.core.detach(), None)
         return self
 

@@ -72,12 +72,28 @@ def _adapter_backward(
         _exported(core),
         _exported(up),
         scale,
-        0 if frozen_columns is None else int(frozen_columns),
+        _frozen_on_host(frozen_columns),
         grad_x,
         grad_down,
         grad_core,
         grad_up,
     )
+    _clear_frozen(grad_up, frozen_columns)
+
+
+def _frozen_on_host(frozen_columns: Tensor | None) -> int:
+    """Return the number where the host has it. To read it from a device would wait, and can't be captured."""
+    return int(frozen_columns) if frozen_columns is not None and frozen_columns.is_cpu else 0
+
+
+def _clear_frozen(grad_up: Tensor | None, frozen_columns: Tensor | None) -> None:
+    """Clear the first columns of a gradient where a device has their number, which may change between two replays."""
+    if grad_up is not None and frozen_columns is not None and not frozen_columns.is_cpu:
+        _clear_columns(grad_up, frozen_columns)
+
+
+def _clear_columns(matrix: Tensor, count: Tensor) -> None:
+    matrix.masked_fill_(torch.arange(matrix.shape[1], device=matrix.device) < count, 0)
 
 
 def _change_forward(
@@ -133,8 +149,9 @@ def _effective_up_backward(
     grad_up: Tensor | None,
     grad_core: Tensor | None,
 ) -> None:
-    frozen = 0 if frozen_columns is None else int(frozen_columns)
+    frozen = _frozen_on_host(frozen_columns)
     _native.effective_up_backward(_exported(grad), _exported(up), _exported(core), frozen, grad_up, grad_core)
+    _clear_frozen(grad_up, frozen_columns)
 
 
 def _base_product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
