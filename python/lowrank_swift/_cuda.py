@@ -15,9 +15,9 @@ __all__ = ["warmup"]
 def warmup(device: Any) -> None:
     """Make a CUDA device ready: open the libraries, compile the kernels, make handles and their workspaces.
 
-    The first call with a tensor of the device does the same. It takes some seconds where the kernels have to be compiled,
-    and later processes find them in the folder that ``show_config`` names. Only before adapters are captured into a
-    CUDA graph it has to be done beforehand; the graph may then be captured on any stream.
+    The first call with a tensor of the device does the same. It takes some seconds where the kernels have to be
+    compiled, and later processes find them in the folder that ``show_config`` names. Only before adapters are captured
+    into a CUDA graph it has to be done beforehand; the graph may then be captured on any stream.
 
     Args:
         device: ``"cuda"``, ``"cuda:1"``, a ``torch.device`` or the number of the device. Without a number it is torch's

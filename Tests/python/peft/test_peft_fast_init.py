@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from lowrank_swift.peft import fast_init, install, uninstall
+from lowrank_swift.peft._fast_init import _reason_against
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from support import LIMIT, SVD_LIMIT, float64, ratio, weight
@@ -180,6 +181,17 @@ def test_a_saved_adapter_reloads(init, low_cpu_mem_usage, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(x), trained)
         assert not torch.equal(pretrained(x), trained)
+
+
+@pytest.mark.parametrize(
+    ("device", "hip", "is_served"), [("cuda:1", None, True), ("cuda:1", "6.2", False), ("xpu:0", None, False)]
+)
+def test_devices(monkeypatch, device, hip, is_served):
+    """Which weights are served; the computation itself is not for a machine without the device."""
+    layer = wrap(linear(24, 40), "gaussian").base_model.model[0]
+    monkeypatch.setattr(nn.Parameter, "device", property(lambda _: torch.device(device)), raising=False)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert _reason_against(layer) == (None if is_served else f"the weight is on {device}")
 
 
 def test_a_base_on_the_meta_device_is_an_error():

@@ -38,8 +38,9 @@ def install() -> None:
     approximates from random numbers, takes none here: the residual norms of its singular triplets are within 1e-4 of
     the largest singular value. Installing twice is the same as once.
 
-    PEFT itself goes on to initialise what is not a float32, bfloat16 or float16 matrix on the CPU (quantized, sharded
-    or three-dimensional weights, other devices), with a ``RuntimeWarning`` that says why it is not the fast way.
+    PEFT itself goes on to initialise what is not a float32, bfloat16 or float16 matrix on the CPU or a CUDA device
+    (quantized, sharded or three-dimensional weights, other devices), with a ``RuntimeWarning`` that says why it is not
+    the fast way.
 
     Different from PEFT, on purpose: "olora" transposes the weight of a ``Conv1D``; ``low_cpu_mem_usage=True`` works; a
     rank over ``min(m, n)``, a weight with a NaN or an infinity and a base weight on the meta device are a
@@ -134,7 +135,8 @@ def _reason_against(layer: LoraLayer) -> str | None:
         return f"the weight has {weight.dim()} dimensions"
     if weight.dtype not in _DTYPES:
         return f"the weight is {str(weight.dtype).removeprefix('torch.')}"
-    if weight.device.type not in ("cpu", "meta"):
+    # torch calls the devices of ROCm "cuda" too.
+    if weight.device.type not in ("cpu", "meta") and (weight.device.type != "cuda" or torch.version.hip is not None):
         return f"the weight is on {weight.device}"
     return None
 
