@@ -39,7 +39,7 @@ def adapter_forward(x: Array, factors: Factors, out: Array) -> Array:
     Raises:
         TypeError: if the type of an argument or a dtype is not supported.
         ValueError: if the shapes don't fit, or leading dimensions can't be flattened without a copy.
-        BufferError: if `out` is read-only or overlaps an input, or a tensor is on another device.
+        BufferError: if `out` is read-only or overlaps an input, or the tensors are not all on the CPU or one CUDA device.
     """
     framework = framework_of(x, "x")
     x = framework.shared(x, "x")
@@ -80,7 +80,7 @@ def adapter_backward(
         TypeError: if the type of an argument or a dtype is not supported.
         ValueError: if the shapes don't fit, `need` names something else or what is not possible, or leading dimensions
             can't be flattened without a copy.
-        BufferError: if a tensor is on another device.
+        BufferError: if the tensors are not all on the CPU or one CUDA device.
 
     Reference:
         With ``g`` for `grad` and ``p = g @ up``: ``d up = s g^T (h core^T)``, ``d core = s p^T h``,
@@ -139,7 +139,8 @@ def merge_(weight: Array, factors: Factors) -> Array:
     Raises:
         TypeError: if the type of an argument or a dtype is not supported.
         ValueError: if the shapes don't fit, or a factor holds a NaN or an infinity.
-        BufferError: if `weight` is read-only, overlaps itself or a factor, or a tensor is on another device.
+        BufferError: if `weight` is read-only, overlaps itself or a factor, or the tensors are not all on the CPU or one
+            CUDA device.
         LinAlgError: if a finite entry of `weight` would leave the range of its dtype.
     """
     return _merge(weight, factors, sign=1)

@@ -66,7 +66,7 @@ def qr(weight: Array, rank: int, *, dtype: Any | None = None) -> QRResult:
     They depend on the first `rank` columns of ``W`` alone, so no full factorization is made. Signs are LAPACK's.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         dtype: Of the result; by default float32, or float64 for a float64 weight.
 
@@ -76,7 +76,7 @@ def qr(weight: Array, rank: int, *, dtype: Any | None = None) -> QRResult:
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if the shape or the rank is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a result does not fit `dtype`.
 
     Reference:
@@ -96,7 +96,7 @@ def ldu(weight: Array, rank: int, *, dtype: Any | None = None) -> LDUResult:
     its row of ``U`` a row of the identity.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         dtype: Of ``L``, ``D`` and ``U``; by default float32, or float64 for a float64 weight.
 
@@ -107,7 +107,7 @@ def ldu(weight: Array, rank: int, *, dtype: Any | None = None) -> LDUResult:
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if the shape or the rank is out of range, or an entry that is read is a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a result does not fit `dtype`.
 
     Reference:
@@ -134,7 +134,7 @@ def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: An
     rounding. All end with the same check by products with ``W``.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         tol: Bound of ``||W v - s u||`` and ``||W^T u - s v||`` for each triplet, as a share of the largest singular
             value. One below 10 times the rounding unit of the working precision (1.2e-6 in float32, 2.2e-15 in float64)
@@ -149,7 +149,7 @@ def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: An
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if the residuals stay above `tol` (the message says how far they came), or a result does not fit
             `dtype`.
 

@@ -47,7 +47,7 @@ def olora(weight: Array, rank: int, *, scale: float = 1.0, dtype: Any | None = N
     """Return OLoRA's starting factors: of ``W = Q R``, the first columns of ``Q`` and rows of ``R``.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         scale: ``s`` of ``delta W = s * up @ down``; the factors do not depend on it.
         dtype: Of the factors; by default float32, or float64 for a float64 weight.
@@ -58,7 +58,7 @@ def olora(weight: Array, rank: int, *, scale: float = 1.0, dtype: Any | None = N
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:
@@ -95,7 +95,7 @@ def loldu(
     Only the first `rank` columns and the `rank` pivot rows of ``W`` are read.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         scale: ``s`` of ``delta W = s * up @ diag(core) @ down``; the factors do not depend on it.
         diagonal: Where the core starts: ``"ldu"`` at ``D``, ``"ones"``, ``"zeros"``, ``"mean"`` at the mean of ``D``,
@@ -109,7 +109,7 @@ def loldu(
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or an entry that is read is a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:
@@ -172,7 +172,7 @@ def lamda(
     """Return LaMDA's starting factors: of ``W = U S V^T``, the leading ``U``, ``diag(S)`` as a square core and ``V^T``.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         scale: ``s`` of ``delta W = s * up @ core @ down``; the factors do not depend on it.
         tol: Tolerance of the singular triplets, as in :func:`svd`.
@@ -185,7 +185,7 @@ def lamda(
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:
@@ -232,7 +232,7 @@ def pissa(
     """Return PiSSA's starting factors: of ``W = U S V^T``, the leading ``U sqrt(S / s)`` and ``sqrt(S / s) V^T``.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         scale: ``s > 0`` of ``delta W = s * up @ down``, divided out of the factors.
         tol: Tolerance of the singular triplets, as in :func:`svd`.
@@ -245,7 +245,7 @@ def pissa(
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:
@@ -294,7 +294,7 @@ def lora_xs(
     Their product is zero, so there is no residual to subtract and no in-place form.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         scale: ``s`` of ``delta W = s * up @ core @ down``; the factors do not depend on it.
         tol: Tolerance of the singular triplets, as in :func:`svd`.
@@ -307,7 +307,7 @@ def lora_xs(
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a factor does not fit `dtype`.
 
     Reference:

@@ -60,7 +60,7 @@ def allocate_ranks(
         TypeError: if the type of an argument or a weight's dtype is not supported.
         ValueError: if not exactly one budget is given or it does not cover `rank_min`, a number is out of range, a
             target names nothing, a file is not a safetensors file or not a cache, or a weight holds a NaN or infinity.
-        BufferError: if a weight is on another device.
+        BufferError: if a weight is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way.
         OSError: if a file can't be read or the cache not be written.
 

@@ -27,7 +27,7 @@ def spectrum(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtyp
     those of :func:`svd`, to its tolerance.
 
     Args:
-        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, on the CPU, any strides. Not modified.
+        weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
         rank (int): ``1 <= rank <= min(m, n)``.
         tol: Tolerance of the singular triplets, as in :func:`svd`, where they are computed.
         seed: ``0 <= seed < 2**64``. The result is the same for the same seed.
@@ -39,7 +39,7 @@ def spectrum(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtyp
     Raises:
         TypeError: if the type of an argument or the dtype is not supported.
         ValueError: if an argument is out of range, or ``W`` holds a NaN or an infinity.
-        BufferError: if the tensor is on another device.
+        BufferError: if the tensor is neither on the CPU nor on a CUDA device.
         LinAlgError: if finite entries overflow on the way, or a value does not fit `dtype`.
 
     Reference:

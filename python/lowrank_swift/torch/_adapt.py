@@ -48,7 +48,8 @@ def adapt(
     was subtracted is added again, which restores those weights to rounding.
 
     Args:
-        model (torch.nn.Module): on the CPU; weights float32, float64, bfloat16 or float16. Modified.
+        model (torch.nn.Module): on the CPU or CUDA devices; weights float32, float64, bfloat16 or float16.
+            Modified.
         method (Method): :class:`OLoRA`, :class:`LoLDU`, :class:`LaMDA`, :class:`PiSSA` or :class:`LoRAXS` with its
             rank.
         targets (Sequence[str]): qualified names of modules, or their last parts: "query" stands for every module whose

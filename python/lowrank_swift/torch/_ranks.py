@@ -37,7 +37,7 @@ def allocate_ranks(
     other arguments mean.
 
     Args:
-        model (torch.nn.Module): the pretrained model, on the CPU. Not modified.
+        model (torch.nn.Module): the pretrained model, on the CPU or CUDA devices. Not modified.
         targets (Sequence[str]): as for :func:`adapt`.
         mean_rank (float | None): the budget is this times the number of layers, rounded down.
         parameters (int | None): in place of `mean_rank`: the budget in numbers of ``up`` and ``down``.
