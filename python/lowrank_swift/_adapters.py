@@ -39,7 +39,8 @@ def adapter_forward(x: Array, factors: Factors, out: Array) -> Array:
     Raises:
         TypeError: if the type of an argument or a dtype is not supported.
         ValueError: if the shapes don't fit, or leading dimensions can't be flattened without a copy.
-        BufferError: if `out` is read-only or overlaps an input, or the tensors are not all on the CPU or one CUDA device.
+        BufferError: if `out` is read-only or overlaps an input, or the tensors are not all on the CPU or one CUDA
+            device.
     """
     framework = framework_of(x, "x")
     x = framework.shared(x, "x")
