@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lowrank_swift.torch import GradualFreeze
+from lowrank_swift.torch._freeze import check_fraction
 
 __all__ = ["GradualFreezeCallback"]
 
@@ -22,6 +23,7 @@ class GradualFreezeCallback(TrainerCallback):
         fraction (float): eta in [0, 1], the part of the training after which ``up`` is wholly frozen.
 
     Raises:
+        TypeError: if ``fraction`` is no number.
         ValueError: if ``fraction`` is out of range; when the training begins, if no adapter of the model trains ``up``
             and ``core``.
 
@@ -31,8 +33,7 @@ class GradualFreezeCallback(TrainerCallback):
 
     def __init__(self, fraction: float = 0.3) -> None:
         """Note the fraction; the rest comes from the Trainer."""
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
+        check_fraction(fraction)
         self.fraction = fraction
         self.freeze: GradualFreeze | None = None
 

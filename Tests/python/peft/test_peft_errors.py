@@ -26,6 +26,10 @@ pytestmark = pytest.mark.peft
         ({"r": True}, TypeError, "rank: expected an int"),
         ({"lora_alpha": 0}, ValueError, "alpha: expected a finite number other than 0"),
         ({"lora_alpha": math.nan}, ValueError, "alpha: expected a finite number other than 0"),
+        ({"lora_alpha": "16"}, TypeError, "alpha: expected a number or None, got '16'"),
+        ({"lora_dropout": "0.1"}, TypeError, r"lora_dropout: expected a number, got '0\.1'"),
+        ({"rank_pattern": None}, TypeError, "rank_pattern: expected a dict, got None"),
+        ({"alpha_pattern": [2]}, TypeError, r"alpha_pattern: expected a dict, got \[2\]"),
         ({"lora_dropout": 1.0}, ValueError, "lora_dropout: expected 0 <= lora_dropout < 1, got 1.0"),
         ({"lora_dropout": -0.1}, ValueError, "lora_dropout: expected 0 <= lora_dropout < 1, got -0.1"),
         ({"target_modules": "a.*", "layers_to_transform": [0]}, ValueError, "layers_to_transform: expected None"),
@@ -59,6 +63,8 @@ def test_a_rank_over_the_layer_is_an_error(config):
     check_refused(mlp(), config(r=2, target_modules=["lin0"], rank_pattern={"lin0": 2**40}), ValueError, "lin0: r: ")
     message = "lin0: rank: expected at least 1, got 0"
     check_refused(mlp(), config(r=2, target_modules=["lin0"], rank_pattern={"lin0": 0}), ValueError, message)
+    options = {"r": 2, "target_modules": ["lin0"], "alpha_pattern": {"lin0": "4"}}
+    check_refused(mlp(), config(**options), TypeError, "lin0: alpha: expected a number or None, got '4'")
     message = "lin0: rank: expected an int"
     check_refused(mlp(), config(r=2, target_modules=["lin0"], rank_pattern={"lin0": "2"}), TypeError, message)
 

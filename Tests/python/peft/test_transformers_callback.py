@@ -137,5 +137,7 @@ def test_errors(tmp_path):
     for fraction in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"fraction: expected a number in \[0, 1\]"):
             GradualFreezeCallback(fraction)
+    with pytest.raises(TypeError, match="fraction: expected a number, got None"):
+        GradualFreezeCallback(None)
     with pytest.raises(ValueError, match="model: expected an adapter that trains up and core"):
         trainer(tmp_path, [GradualFreezeCallback()], config=LoLDUConfig).train()

@@ -62,6 +62,7 @@ def test_bad_arguments_leave_the_model_alone(arguments, error, message, base):
         ({"rank": {"a": -1}}, ValueError, "rank: expected at least 1, got -1"),
         ({"rank": 2.0}, TypeError, "rank: expected an int"),
         ({"rank": True}, TypeError, "rank: expected an int"),
+        ({"rank": 2, "alpha": "4"}, TypeError, "alpha: expected a number or None, got '4'"),
         ({"rank": 2, "alpha": 0}, ValueError, "alpha: expected a finite number"),
         ({"rank": 2, "alpha": float("nan")}, ValueError, "alpha: expected a finite number"),
     ),

@@ -207,6 +207,8 @@ def test_distributed_training_keeps_the_gradient_and_the_bits():
         ({"total_steps": 1.5}, TypeError, "total_steps: expected an int"),
         ({"fraction": -0.1}, ValueError, r"fraction: expected a number in \[0, 1\], got -0.1"),
         ({"fraction": 1.1}, ValueError, "fraction: expected"),
+        ({"fraction": "0.3"}, TypeError, r"fraction: expected a number, got '0\.3'"),
+        ({"fraction": None}, TypeError, "fraction: expected a number, got None"),
         ({"fraction": float("nan")}, ValueError, "fraction: expected"),
         ({"optimizer": "AdamW"}, TypeError, r"optimizer: expected a torch\.optim\.Optimizer"),
     ),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 from peft import PeftConfig
@@ -70,6 +71,11 @@ class LowRankConfig(PeftConfig):
                     )
         if self.layers_pattern is not None and self.layers_to_transform is None:
             raise ValueError("layers_to_transform: expected indices where layers_pattern is given, got None")
+        for name in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise TypeError(f"{name}: expected a dict, got {getattr(self, name)!r}")
+        if not isinstance(self.lora_dropout, Real):
+            raise TypeError(f"lora_dropout: expected a number, got {self.lora_dropout!r}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout: expected 0 <= lora_dropout < 1, got {self.lora_dropout}")
         self.method(self.r, self.lora_alpha)
@@ -79,7 +85,7 @@ class LowRankConfig(PeftConfig):
         """Return the method of :mod:`lowrank_swift.torch` for layers of this rank and alpha.
 
         Raises:
-            TypeError: if the rank is not an int.
+            TypeError: if the rank is not an int or alpha no number.
             ValueError: if the rank is not positive, or alpha is zero or not finite.
         """
 

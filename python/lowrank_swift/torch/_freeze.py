@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +14,20 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ._adapter import UpCoreAdapter
 
-__all__ = ["GradualFreeze"]
+__all__ = ["GradualFreeze", "check_fraction"]
+
+
+def check_fraction(fraction: object) -> None:
+    """Refuse what is no part of a training.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is out of range.
+    """
+    if not isinstance(fraction, Real):
+        raise TypeError(f"fraction: expected a number, got {fraction!r}")
+    if not 0 <= float(fraction) <= 1:
+        raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
 
 
 class GradualFreeze:
@@ -42,7 +56,7 @@ class GradualFreeze:
             What the model says is frozen stays frozen.
 
     Raises:
-        TypeError: if ``total_steps`` or ``steps`` is not an int or ``optimizer`` no optimizer.
+        TypeError: if ``total_steps`` or ``steps`` is not an int, ``fraction`` no number or ``optimizer`` no optimizer.
         ValueError: if a number is out of range, or no adapter of the model trains ``up`` and ``core``.
 
     Example:
@@ -75,8 +89,7 @@ class GradualFreeze:
             raise TypeError(f"steps: expected an int, got {steps!r}")
         if steps < 0:
             raise ValueError(f"steps: expected at least 0, got {steps}")
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction: expected a number in [0, 1], got {fraction}")
+        check_fraction(fraction)
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer: expected a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
         self.total_steps = total_steps

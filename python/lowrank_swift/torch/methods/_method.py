@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, fields
+from numbers import Real
 from typing import ClassVar
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class Method(ABC):
         trains (frozenset[str]): which of "up", "core" and "down" train; an option may change it.
 
     Raises:
-        TypeError: if a rank is not an integer.
+        TypeError: if a rank is not an integer or alpha no number.
         ValueError: if a rank is not positive, or alpha is zero or not finite.
     """
 
@@ -48,6 +49,8 @@ class Method(ABC):
                 raise TypeError(f"rank: expected an int or a mapping of module names to ints, got {rank!r}")
             if rank < 1:
                 raise ValueError(f"rank: expected at least 1, got {rank}")
+        if self.alpha is not None and not isinstance(self.alpha, Real):
+            raise TypeError(f"alpha: expected a number or None, got {self.alpha!r}")
         if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha != 0):
             raise ValueError(f"alpha: expected a finite number other than 0, got {self.alpha}")
 
