@@ -25,6 +25,10 @@ MODEL = python/lowrank_swift/demo/requirements-model.txt
 SOURCES = Package.swift pyproject.toml setup.py README.md $(shell find CBridge Sources python/lowrank_swift -type f \
 	-not -name '*.so' -not -path '*/__pycache__/*')
 
+# Says which packages of a list GPU_PYTHON does not have, and fails then.
+gpu_python_has = cd / && for name in $(1); do \
+	$(GPU_PYTHON) -c "import $$name" 2>/dev/null || { echo "$(GPU_PYTHON) has no $$name; GPU_PYTHON=... names another Python"; exit 1; }; done
+
 .DEFAULT_GOAL = help
 .PHONY: help demo test test-swift test-abi test-python test-peft-versions test-fuzz test-sanitize test-nvrtc \
 	test-cuda-headers test-gpu bench bench-gpu docs wheel clean
@@ -68,12 +72,14 @@ test-cuda-headers: $(VENV)/.created ## Compare the declarations of CUDA's functi
 	$(VENV_PYTHON) $(TOOLS)/check_cuda_headers.py $(VENV)/cuda-headers
 
 test-gpu: ## Compare results on a CUDA GPU with the CPU's, with the package that is installed for GPU_PYTHON
+	@$(call gpu_python_has,lowrank_swift numpy pytest torch)
 	$(GPU_PYTHON) -m pytest Tests/python/gpu -m gpu -rs
 
 bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 15 minutes
 	$(VENV)/bin/lowrank-swift bench --out python/benchmarks/results $(BENCH)
 
 bench-gpu: ## Compare times on a CUDA GPU with torch's and PEFT's, with the package that is installed for GPU_PYTHON
+	@$(call gpu_python_has,lowrank_swift peft torch transformers)
 	$(GPU_PYTHON) -m lowrank_swift.benchmarks.gpu --out python/benchmarks/results $(BENCH)
 
 docs: $(VENV)/.installed-docs ## Build the user's guide and the reference of the Swift library in docs/_build
