@@ -124,6 +124,25 @@ def test_adapters(core: str, dtype: torch.dtype, tokens: int) -> None:
             assert_close(a, b)
 
 
+@pytest.mark.parametrize("factor_dtype", [None, torch.float32], ids=["own", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_gradients(dtype: torch.dtype, factor_dtype: torch.dtype | None) -> None:
+    """Of 32 MiB and more, which one kernel reads for two products where it has few columns to multiply with."""
+    tokens, m, n, r = 4200, 4096, 64, 24 if dtype.itemsize == 2 else 8
+    factors = lrs.Factors(
+        "olora", weight(m, r, factor_dtype or dtype, 2), None, weight(r, n, factor_dtype or dtype, 3), 0.5
+    )
+    arrays = factors._replace(**{name: on_device(getattr(factors, name)) for name in ("up", "down")})
+    x, h, grad = weight(tokens, n, dtype, 5), weight(tokens, r, dtype, 6), weight(tokens, m, dtype, 7)
+    got = lrs.adapter_backward(on_device(grad), on_device(x), on_device(h), arrays)
+    again = lrs.adapter_backward(on_device(grad), on_device(x), on_device(h), arrays)
+    expected = lrs.adapter_backward(grad, x, h, factors)
+    for a, b, c in zip(got, expected, again, strict=True):
+        if b is not None:
+            assert_close(a, b)
+            assert torch.equal(a, c)
+
+
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="about streams of CUDA")
 def test_work_follows_the_current_stream() -> None:
     """A slow product on the stream before, whose result the call has to wait for."""

@@ -7,6 +7,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import lowrank_swift as lrs
 import pytest
 import torch
 from gpu_support import DEVICE, assert_close
@@ -122,6 +123,41 @@ def test_compiled_models() -> None:
     host, model = pair(OLoRA, "intact")
     compiled = torch.compile(model)
     assert_close(compiled(indices().to(DEVICE)).detach(), host(indices()).detach())
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs of CUDA")
+@pytest.mark.parametrize("method", METHODS)
+def test_graphs(method: Any) -> None:
+    """A step in a graph; of LaMDA one whose number of frozen columns changes between two replays."""
+    _, model = pair(method, "intact")
+    x = indices().to(DEVICE)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def step() -> None:
+        model(x).square().mean().backward()
+
+    lrs.warmup(DEVICE)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            model.zero_grad()
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    model.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    captured = [parameter.grad for parameter in parameters]
+    for count in (0, 2):
+        for name, buffer in model.named_buffers():
+            if name.endswith("frozen_columns"):
+                buffer.fill_(count)
+        graph.replay()
+        model.zero_grad()
+        step()
+        for gradient, parameter in zip(captured, parameters, strict=True):
+            assert_close(gradient, parameter.grad.cpu())
 
 
 @pytest.mark.skipif(DEVICE.type != "cuda" or torch.cuda.device_count() < 2, reason="about two GPUs")
