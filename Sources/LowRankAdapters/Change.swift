@@ -92,7 +92,7 @@ public struct Change {
         let type = backend.computeType(up, startUp)
         let stack = try backend.makeMatrix(rows: up.rows, columns: 2 * rank, type: type, order: .rowMajor).view
         try backend.copy(up, to: stack[columns: 0..<rank])
-        try difference(up, startUp, to: stack[columns: rank..<2 * rank], on: backend)
+        try backend.add(up, beta: -1, startUp, to: stack[columns: rank..<2 * rank])
         return stack
     }
 
@@ -101,15 +101,8 @@ public struct Change {
         let (down, rank) = (factors.down, factors.rank)
         let type = backend.computeType(down, startDown)
         let stack = try backend.makeMatrix(rows: 2 * rank, columns: down.columns, type: type, order: .rowMajor).view
-        try difference(down, startDown, to: stack[rows: 0..<rank], on: backend)
+        try backend.add(down, beta: -1, startDown, to: stack[rows: 0..<rank])
         try backend.copy(startDown, to: stack[rows: rank..<2 * rank])
         return stack
-    }
-
-    private func difference(
-        _ now: MatrixView, _ start: MatrixView, to target: MatrixView, on backend: some Backend
-    ) throws(LowRankError) {
-        try backend.copy(start, to: target)
-        try backend.accumulate(now, beta: -1, into: target)
     }
 }

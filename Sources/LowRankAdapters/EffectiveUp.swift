@@ -32,14 +32,7 @@ public struct EffectiveUp {
         if let start { try requireShape(start, up.rows, up.columns, "start") }
         let product = try core.applied(toRightOf: up, on: backend)
         guard let start else { return try backend.copy(product, to: target) }
-        // A target of another type would round the start before it is subtracted.
-        let type = backend.computeType(product, start)
-        let difference =
-            try target.type == type
-            ? target : backend.makeMatrix(rows: up.rows, columns: up.columns, type: type, order: .rowMajor).view
-        try backend.copy(start, to: difference)
-        try backend.accumulate(product, beta: -1, into: difference)
-        if target.type != type { try backend.copy(difference, to: target) }
+        try backend.add(product, beta: -1, start, to: target)
     }
 
     /// The gradients of ``write(minus:to:on:)``: `dB = dM Cᵀ` and `dC = Bᵀ dM` (its diagonal for a diagonal core).

@@ -21,6 +21,9 @@ public protocol Backend: Sendable {
     /// `target = source + beta * target`; exactly zero for equal numbers and beta = -1.
     func accumulate(_ source: MatrixView, beta: Double, into target: MatrixView) throws(LowRankError)
 
+    /// `target = a + beta * b`, rounded once; exactly zero for equal numbers and beta = -1.
+    func add(_ a: MatrixView, beta: Double, _ b: MatrixView, to target: MatrixView) throws(LowRankError)
+
     /// `target[i, :] = source[indices[i], :]`.
     func gatherRows(_ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView) throws(LowRankError)
 
@@ -116,6 +119,18 @@ extension Backend {
     /// `target = source`, converted to the target's type.
     public func copy(_ source: MatrixView, to target: MatrixView) throws(LowRankError) {
         try copy(source, rowFactors: nil, columnFactors: nil, to: target)
+    }
+
+    /// As two operations, in memory of the compute type.
+    public func add(_ a: MatrixView, beta: Double, _ b: MatrixView, to target: MatrixView) throws(LowRankError) {
+        let type = computeType(a, b)
+        // A target of another type would round b before a is added.
+        let sum =
+            try target.type == type
+            ? target : makeMatrix(rows: target.rows, columns: target.columns, type: type, order: .rowMajor).view
+        try copy(b, to: sum)
+        try accumulate(a, beta: beta, into: sum)
+        if target.type != type { try copy(sum, to: target) }
     }
 
     /// Reads g twice, which a backend with a cache to keep it in can do better.

@@ -94,7 +94,7 @@ import Testing
     }
 
     /// The host goes on at once, so that a graph can be captured.
-    @Test(arguments: adapterNames, [ScalarType.float32, .bfloat16])
+    @Test(arguments: adapterNames + ["lr_change_forward", "lr_change_backward"], [ScalarType.float32, .bfloat16])
     func adaptersDoNotWait(name: String, type: ScalarType) throws {
         for isSquare in [false, true] {
             try compare(name, made((70, 65, 17, 33), type, squareCore: isSquare)) { double, call in
@@ -102,6 +102,23 @@ import Testing
                 let before = waits.map { double.calls($0) }
                 double.whileCapturing(call)
                 #expect(waits.map { double.calls($0) } == before)
+            }
+        }
+    }
+
+    /// Kernels and products of a call: none more than these stands between a layer and its adapter's output.
+    @Test(arguments: [ScalarType.float32, .bfloat16])
+    func launches(type: ScalarType) throws {
+        let cases: [(name: String, isSquare: Bool, missing: Set<String>, count: Int)] = [
+            ("lr_adapter_forward", false, ["core"], 2), ("lr_adapter_forward", false, [], 3),
+            ("lr_adapter_forward", true, [], 3), ("lr_effective_up", false, [], 2), ("lr_effective_up", true, [], 2), ("lr_change_forward", false, [], 8),
+        ]
+        for (name, isSquare, missing, count) in cases {
+            try compare(name, made((70, 65, 17, 33), type, squareCore: isSquare), without: missing) { double, call in
+                let launches = { double.calls("cuLaunchKernel") + double.calls("cublasGemmEx") }
+                let before = launches()
+                call()
+                #expect(launches() - before == count, "\(name) \(type) square core: \(isSquare), without \(missing)")
             }
         }
     }

@@ -20,10 +20,10 @@ typedef struct lr_view {
   int unused;
 } lr_view;
 
-/// target = diag(row_factors) source diag(column_factors) + beta * target. Factors are columns [rows, 1] and
-/// [columns, 1]; an address of 0 is ones.
+/// target = diag(row_factors) source diag(column_factors) + beta * other, which is not read where beta is 0. Factors are
+/// columns [rows, 1] and [columns, 1]; an address of 0 is ones.
 typedef struct lr_combine_arguments {
-  lr_view source, row_factors, column_factors, target;
+  lr_view source, row_factors, column_factors, other, target;
   double beta;
 } lr_combine_arguments;
 

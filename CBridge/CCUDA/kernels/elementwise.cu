@@ -6,13 +6,14 @@ template <class Scalar> LR_DEVICE void lr_combine_elements(const lr_combine_argu
     Scalar value = lr_load<Scalar>(arguments.source, i, j);
     if (arguments.row_factors.address != 0) value *= lr_load<Scalar>(arguments.row_factors, i, 0);
     if (arguments.column_factors.address != 0) value *= lr_load<Scalar>(arguments.column_factors, j, 0);
-    if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(target, i, j);
+    if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(arguments.other, i, j);
     lr_store(target, i, j, value);
   }
 }
 
 LR_KERNEL(lr_combine) {
   bool is_wide = arguments.source.type == LR_FLOAT64 || arguments.target.type == LR_FLOAT64 ||
+                 (arguments.beta != 0 && arguments.other.type == LR_FLOAT64) ||
                  (arguments.row_factors.address != 0 && arguments.row_factors.type == LR_FLOAT64) ||
                  (arguments.column_factors.address != 0 && arguments.column_factors.type == LR_FLOAT64);
   if (is_wide) {

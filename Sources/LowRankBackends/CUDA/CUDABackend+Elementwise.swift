@@ -6,26 +6,34 @@ extension CUDABackend {
     package func copy(
         _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, to target: MatrixView
     ) throws(LowRankError) {
-        try combine(source, rowFactors: rowFactors, columnFactors: columnFactors, beta: 0, into: target)
+        try combine(source, rowFactors: rowFactors, columnFactors: columnFactors, beta: 0, target, into: target)
     }
 
     package func accumulate(_ source: MatrixView, beta: Double, into target: MatrixView) throws(LowRankError) {
-        try combine(source, rowFactors: nil, columnFactors: nil, beta: beta, into: target)
+        try combine(source, rowFactors: nil, columnFactors: nil, beta: beta, target, into: target)
+    }
+
+    package func add(_ a: MatrixView, beta: Double, _ b: MatrixView, to target: MatrixView) throws(LowRankError) {
+        try combine(a, rowFactors: nil, columnFactors: nil, beta: beta, b, into: target)
     }
 
     private func combine(
-        _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, beta: Double, into target: MatrixView
+        _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, beta: Double, _ other: MatrixView,
+        into target: MatrixView
     ) throws(LowRankError) {
         precondition(source.rows == target.rows && source.columns == target.columns, "shapes of a copy")
+        precondition(other.rows == target.rows && other.columns == target.columns, "shapes of a sum")
         if target.isEmpty { return try session.requireNoFailure() }
         // Neighbouring threads write neighbours in memory.
         if target.runsAlongColumns {
             return try combine(
-                source.transposed, rowFactors: columnFactors, columnFactors: rowFactors, beta: beta, into: target.transposed)
+                source.transposed, rowFactors: columnFactors, columnFactors: rowFactors, beta: beta, other.transposed,
+                into: target.transposed)
         }
         let arguments = lr_combine_arguments(
             source: source.onDevice, row_factors: rowFactors?.column.onDevice ?? lr_view(),
-            column_factors: columnFactors?.column.onDevice ?? lr_view(), target: target.onDevice, beta: beta)
+            column_factors: columnFactors?.column.onDevice ?? lr_view(), other: other.onDevice, target: target.onDevice,
+            beta: beta)
         try session.launch(.combine, arguments, elements: target.rows * target.columns)
     }
 
