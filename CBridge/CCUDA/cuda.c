@@ -38,6 +38,8 @@ static const char kernel_source[] = {
     , '\n',
 #embed "kernels/multiply.cu"
     , '\n',
+#embed "kernels/matrices.cu"
+    , '\n',
 #embed "kernels/pairs.cu"
     , '\n',
 #embed "kernels/panels.cu"

@@ -41,6 +41,9 @@ public struct UpProjection {
     public func addForward(_ h: MatrixView, to y: MatrixView, on backend: some Backend) throws(LowRankError) {
         try requireShape(h, h.rows, rank, "x")
         try requireShape(y, h.rows, up.rows, "out")
+        if case .diagonal(let vector) = core {
+            return try backend.multiply(alpha: scale, h, scaledBy: vector, up.transposed, beta: 1, into: y)
+        }
         let between = try core.transposeApplied(toRightOf: h, on: backend)
         try backend.multiply(alpha: scale, between, up.transposed, beta: 1, into: y)
     }

@@ -84,6 +84,11 @@ public protocol Backend: Sendable {
         alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError)
 
+    /// `c = alpha * a diag(factors) b + beta * c` for a vector of factors. c is not read where beta is 0.
+    func multiply(
+        alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+    ) throws(LowRankError)
+
     /// `p = g b` and `d = alpha gᵀ h`, the two products of a backward that share g.
     func multiplyPair(
         _ g: MatrixView, _ b: MatrixView, into p: MatrixView, alpha: Double, _ h: MatrixView, into d: MatrixView
@@ -131,6 +136,16 @@ extension Backend {
         try copy(b, to: sum)
         try accumulate(a, beta: beta, into: sum)
         if target.type != type { try copy(sum, to: target) }
+    }
+
+    /// By way of `a diag(factors)`.
+    public func multiply(
+        alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+    ) throws(LowRankError) {
+        let type = computeType(a, factors)
+        let scaled = try makeMatrix(rows: a.rows, columns: a.columns, type: type, order: .rowMajor)
+        try copy(a, rowFactors: nil, columnFactors: factors, to: scaled.view)
+        try multiply(alpha: alpha, scaled.view, b, beta: beta, into: c)
     }
 
     /// Reads g twice, which a backend with a cache to keep it in can do better.

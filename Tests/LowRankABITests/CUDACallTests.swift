@@ -110,7 +110,7 @@ import Testing
     @Test(arguments: [ScalarType.float32, .bfloat16])
     func launches(type: ScalarType) throws {
         let cases: [(name: String, isSquare: Bool, missing: Set<String>, count: Int)] = [
-            ("lr_adapter_forward", false, ["core"], 2), ("lr_adapter_forward", false, [], 3),
+            ("lr_adapter_forward", false, ["core"], 2), ("lr_adapter_forward", false, [], type.size == 2 ? 2 : 3),
             ("lr_adapter_forward", true, [], 3), ("lr_effective_up", false, [], 2), ("lr_effective_up", true, [], 2), ("lr_change_forward", false, [], 8),
         ]
         for (name, isSquare, missing, count) in cases {

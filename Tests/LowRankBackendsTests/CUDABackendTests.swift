@@ -218,6 +218,31 @@ import Testing
         }
     }
 
+    /// With a factor for each number of the depth.
+    @Test(arguments: ScalarType.allCases, Layout.allCases)
+    func productsWithFactors(type: ScalarType, layout: Layout) throws {
+        for (m, k, n) in [(1, 1, 1), (5, 7, 3), (65, 33, 63), (33, 300, 9), (9, 64, 131), (0, 3, 4), (130, 3, 2)] {
+            for (bType, factorType, cType) in [
+                (type, type, type), (.bfloat16, .float32, .float32), (.float32, .float16, type), (type, .float64, .float32),
+            ] as [(ScalarType, ScalarType, ScalarType)] {
+                _ = try compare(
+                    "\(layout) \(m)x\(k)x\(n) \(type) \(factorType) \(bType) \(cType)",
+                    [
+                        TestMatrix(.integers(m, k, seed: 25, magnitude: 1), type, layout),
+                        TestMatrix(.integers(1, k, seed: 26, magnitude: 1), factorType, .strided),
+                        TestMatrix(.integers(k, n, seed: 27, magnitude: 1), bType, layout),
+                        TestMatrix(undefined: m, n, cType, layout),
+                        TestMatrix(.integers(n, m, seed: 28), cType, .paddedRows),
+                    ]
+                ) { (backend, v) throws(LowRankError) in
+                    try backend.multiply(alpha: 2, v[0], scaledBy: v[1], v[2], beta: 0, into: v[3])
+                    try backend.multiply(
+                        alpha: -1, v[2].transposed, scaledBy: v[1].transposed, v[0].transposed, beta: 0.5, into: v[4])
+                }
+            }
+        }
+    }
+
     /// Layouts in which a library can take the operands; one of 16 bits must not make the other one lose bits.
     @Test(arguments: ScalarType.allCases, ScalarType.allCases)
     func productsOfRandomNumbers(aType: ScalarType, bType: ScalarType) throws {

@@ -110,10 +110,11 @@ typedef struct lr_sum_chunks_arguments {
   double alpha;
 } lr_sum_chunks_arguments;
 
-/// c = alpha * a b + beta * c; c is not read where beta is 0. With `partials` each layer of blocks sums `slice_depth` terms into
+/// c = alpha * a b + beta * c; c is not read where beta is 0. lr_multiply_terms takes alpha * a diag(factors) b, where an address
+/// of 0 is ones, and `factors` is a column. With `partials` each layer of blocks sums `slice_depth` terms into
 /// partials[layer, i, j], of the kernel's type, instead.
 typedef struct lr_multiply_arguments {
-  lr_view a, b, c;
+  lr_view a, b, c, factors;
   double alpha, beta;
   unsigned long long partials;
   long long slice_depth;
@@ -121,6 +122,7 @@ typedef struct lr_multiply_arguments {
 
 typedef lr_multiply_arguments lr_multiply_float32_arguments;
 typedef lr_multiply_arguments lr_multiply_float64_arguments;
+typedef lr_multiply_arguments lr_multiply_terms_arguments;
 
 /// c = alpha * the sum over slices of partials[slice, i, j] + beta * c.
 typedef struct lr_sum_slices_arguments {

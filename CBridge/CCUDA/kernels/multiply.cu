@@ -26,9 +26,23 @@ LR_DEVICE lr_view lr_transposed(const lr_view &view) {
   return result;
 }
 
+/// Writes element (i, j) of c, or its part, where there is one.
+template <class Scalar>
+LR_DEVICE void lr_store_sum(const lr_multiply_arguments &arguments, long long i, long long j, Scalar sum) {
+  const lr_view &c = arguments.c;
+  if (i >= c.rows || j >= c.columns) return;
+  if (arguments.partials != 0) {
+    ((Scalar *)arguments.partials)[(blockIdx.z * c.rows + i) * c.columns + j] = sum;
+    return;
+  }
+  Scalar value = (Scalar)arguments.alpha * sum;
+  if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(c, i, j);
+  lr_store(c, i, j, value);
+}
+
 template <class Scalar> LR_DEVICE void lr_multiply_tile(const lr_multiply_arguments &arguments) {
   __shared__ Scalar a_tile[LR_TILE_DEPTH][LR_TILE + 1], b_tile[LR_TILE_DEPTH][LR_TILE + 1];
-  const lr_view &a = arguments.a, &c = arguments.c;
+  const lr_view &a = arguments.a;
   const lr_view b = lr_transposed(arguments.b);
   long long first_row = (long long)blockIdx.x * LR_TILE, first_column = (long long)blockIdx.y * LR_TILE;
   // A thread's elements lie 16 apart, so that neighbours read neighbours of the tiles and write neighbours of c.
@@ -49,15 +63,7 @@ template <class Scalar> LR_DEVICE void lr_multiply_tile(const lr_multiply_argume
   }
   for (unsigned i = 0; i < LR_PER_THREAD; i++) {
     for (unsigned j = 0; j < LR_PER_THREAD; j++) {
-      long long ci = first_row + row + 16 * i, cj = first_column + column + 16 * j;
-      if (ci >= c.rows || cj >= c.columns) continue;
-      if (arguments.partials != 0) {
-        ((Scalar *)arguments.partials)[(blockIdx.z * c.rows + ci) * c.columns + cj] = sums[i][j];
-        continue;
-      }
-      Scalar value = (Scalar)arguments.alpha * sums[i][j];
-      if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(c, ci, cj);
-      lr_store(c, ci, cj, value);
+      lr_store_sum(arguments, first_row + row + 16 * i, first_column + column + 16 * j, sums[i][j]);
     }
   }
 }

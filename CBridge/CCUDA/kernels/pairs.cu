@@ -30,72 +30,6 @@ struct lr_copies {
 #endif
 };
 
-/// Four 8 x 8 matrices, transposed or not, whose rows are at the addresses that lanes 8i to 8i + 7 give. A lane gets two
-/// numbers of each: those of row lane / 4 from column 2 (lane % 4) on.
-template <bool is_transposed> LR_DEVICE void lr_load_matrices(unsigned (&to)[4], const unsigned short *row) {
-#ifdef LR_HOST
-  __shared__ const unsigned short *rows[LR_THREADS];
-  if ((unsigned long long)row % 16 != 0) __builtin_trap();
-  rows[threadIdx.x] = row;
-  __syncthreads();
-  unsigned lane = threadIdx.x % 32, first = threadIdx.x - lane, i = lane / 4, j = lane % 4 * 2;
-  for (unsigned matrix = 0; matrix < 4; matrix++) {
-    const unsigned short **lines = rows + first + 8 * matrix;
-    to[matrix] = is_transposed ? lines[j][i] | (unsigned)lines[j + 1][i] << 16 : lines[i][j] | (unsigned)lines[i][j + 1] << 16;
-  }
-  __syncthreads();
-#else
-  unsigned address = (unsigned)__cvta_generic_to_shared(row);
-  if (is_transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-  }
-#endif
-}
-
-/// c [16, 8] += a [16, 16] b [16, 8] by one warp. In units of two numbers: lane l has of a those at row l / 4 (+ 8 for the odd
-/// ones) and columns 2 (l % 4) (+ 8 for the last two), of b those at column l / 4 and rows 2 (l % 4) (+ 8 for the second),
-/// and of c those at row l / 4 (+ 8 for the last two) and columns 2 (l % 4).
-LR_DEVICE void lr_multiply_matrices(bool is_bfloat16, float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#ifdef LR_HOST
-  __shared__ unsigned of_a[LR_THREADS][4], of_b[LR_THREADS][2];
-  for (unsigned i = 0; i < 4; i++) of_a[threadIdx.x][i] = a[i];
-  of_b[threadIdx.x][0] = b0;
-  of_b[threadIdx.x][1] = b1;
-  __syncthreads();
-  unsigned lane = threadIdx.x % 32, first = threadIdx.x - lane;
-  for (unsigned i = 0; i < 4; i++) {
-    unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-    for (unsigned k = 0; k < 16; k++) {
-      unsigned pair = k % 8 / 2, shift = k % 2 * 16;
-      unsigned short left = of_a[first + row % 8 * 4 + pair][row / 8 + k / 8 * 2] >> shift;
-      unsigned short right = of_b[first + column * 4 + pair][k / 8] >> shift;
-      c[i] += is_bfloat16 ? lr_from_bfloat16(left) * lr_from_bfloat16(right) : lr_from_float16(left) * lr_from_float16(right);
-    }
-  }
-  __syncthreads();
-#else
-  if (is_bfloat16) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-#endif
-}
-
 // Rows of tiles are a multiple of 16 bytes apart, and 8 of them in different banks.
 enum { LR_PAIR_STRIDE = LR_PAIR_SIDE + 8 };
 
@@ -130,13 +64,7 @@ LR_DEVICE void lr_load_narrow_tile(
       continue;
     }
     float rest = is_inside ? ((const float *)view.address)[offset] : 0;
-    for (int t = 0; t < terms; t++) {
-      unsigned upper = __float_as_uint(rest) & 0xffff0000u;
-      // A NaN has its mark in the upper half; what is infinite is one term.
-      if (rest != rest) upper |= 0x400000u;
-      tile[t][i][j] = upper >> 16;
-      rest = lr_is_finite(rest) ? rest - __uint_as_float(upper) : 0;
-    }
+    for (int t = 0; t < terms; t++) tile[t][i][j] = lr_next_term(rest);
   }
 }
 

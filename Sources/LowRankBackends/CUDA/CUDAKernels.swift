@@ -22,6 +22,7 @@ enum CUDAKernel: String, CaseIterable {
     case sumChunks = "lr_sum_chunks"
     case multiplyFloat32 = "lr_multiply_float32"
     case multiplyFloat64 = "lr_multiply_float64"
+    case multiplyTerms = "lr_multiply_terms"
     case sumSlices = "lr_sum_slices"
     case multiplyPair32 = "lr_multiply_pair_32"
     case multiplyPair64 = "lr_multiply_pair_64"
