@@ -54,8 +54,8 @@ extension CUDABackend {
         let sliceDepth = max(256, (a.columns / wanted + depth) / depth * depth)
         let slices = max(1, (a.columns + sliceDepth - 1) / sliceDepth)
         var arguments = lr_multiply_arguments(
-            a: a.onDevice, b: b.onDevice, c: c.onDevice, factors: factors?.column.onDevice ?? lr_view(), alpha: alpha, beta: beta, partials: 0,
-            slice_depth: Int64(sliceDepth))
+            a: a.onDevice, b: b.onDevice, c: c.onDevice, factors: factors?.column.onDevice ?? lr_view(), alpha: alpha,
+            beta: beta, partials: 0, slice_depth: Int64(sliceDepth))
         if slices == 1 {
             return try session.launch(kernel, arguments, blocks: (tileRows, tileColumns, 1))
         }
