@@ -94,6 +94,9 @@ public protocol Backend: Sendable {
         _ g: MatrixView, _ b: MatrixView, into p: MatrixView, alpha: Double, _ h: MatrixView, into d: MatrixView
     ) throws(LowRankError)
 
+    /// `z = aᵀ (a x)`. z is of the compute type of a and x.
+    func multiplyGram(_ a: MatrixView, _ x: MatrixView, into z: MatrixView) throws(LowRankError)
+
     // MARK: Factorisations of column-major panels of float32 or float64
 
     /// Householder QR with LAPACK's signs: `panel` [m, r], m >= r, becomes Q; `triangle` [r, r] receives R with exact
@@ -154,6 +157,11 @@ extension Backend {
     ) throws(LowRankError) {
         try multiply(alpha: 1, g, b, beta: 0, into: p)
         try multiply(alpha: alpha, g.transposed, h, beta: 0, into: d)
+    }
+
+    /// Reads a twice, as above.
+    public func multiplyGram(_ a: MatrixView, _ x: MatrixView, into z: MatrixView) throws(LowRankError) {
+        try multiply(alpha: 1, a.transposed, product(a, x).view, beta: 0, into: z)
     }
 
     /// A row-major matrix: in the memory of `target`, where that is one of this shape and type without gaps, else in new

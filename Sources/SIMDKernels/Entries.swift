@@ -49,6 +49,46 @@ public func multiplyFloat64(
         computeType: StorageCode.float64)
 }
 
+/// Lines behind Z that `gramFloat32` and `gramFloat64` may write to.
+@inline(never)
+public func gramSlack() -> Int { maxTileLines &- 1 }
+
+/// Bytes of workspace for one `gramFloat32` or `gramFloat64`, of an A whose rows lie along or across the memory.
+@inline(never)
+public func gramWorkspace(_ columns: Int, _ depth: Int, _ isAcross: Bool) -> Int {
+    max(
+        gramWorkspaceBytes(FloatVector.self, columns: columns, depth: depth, isAcross: isAcross),
+        gramWorkspaceBytes(DoubleVector.self, columns: columns, depth: depth, isAcross: isAcross))
+}
+
+/// `Z = Aᵀ (A X)` in float32. A [rows, depth], rows > 0, X [depth, columns]. Z's lines are `zLine` elements apart and have
+/// room for whole pairs of vectors, and so do `gramSlack` lines behind it.
+@inline(never)
+public func gramFloat32(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ x: UnsafeRawPointer, _ xType: Int32, _ xRow: Int, _ xColumn: Int, _ z: UnsafeMutableRawPointer,
+    _ zLine: Int, _ workspace: UnsafeMutableRawPointer
+) {
+    gramProduct(
+        FloatVector.self, rows: rows, columns: columns, depth: depth, a: a, aType: aType, aRow: aRow, aColumn: aColumn,
+        x: x, xType: xType, xRow: xRow, xColumn: xColumn, z: z.assumingMemoryBound(to: Float.self), zLine: zLine,
+        workspace: workspace, computeType: StorageCode.float32)
+}
+
+/// `Z = Aᵀ (A X)` in float64. A [rows, depth], rows > 0, X [depth, columns]. Z's lines are `zLine` elements apart and have
+/// room for whole pairs of vectors, and so do `gramSlack` lines behind it.
+@inline(never)
+public func gramFloat64(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ x: UnsafeRawPointer, _ xType: Int32, _ xRow: Int, _ xColumn: Int, _ z: UnsafeMutableRawPointer,
+    _ zLine: Int, _ workspace: UnsafeMutableRawPointer
+) {
+    gramProduct(
+        DoubleVector.self, rows: rows, columns: columns, depth: depth, a: a, aType: aType, aRow: aRow, aColumn: aColumn,
+        x: x, xType: xType, xRow: xRow, xColumn: xColumn, z: z.assumingMemoryBound(to: Double.self), zLine: zLine,
+        workspace: workspace, computeType: StorageCode.float64)
+}
+
 /// Steps of the depth in a block of a packed operand.
 @inline(never)
 public func packedDepth() -> Int { depthBlock }

@@ -36,7 +36,7 @@ import Testing
         let symbols = objects.flatMap { SourceTree.output(of: "nm --defined-only '\($0)'") ?? [] }
         #if arch(x86_64)
             let kernels = [
-                "multiplyFloat32", "multiplyFloat64", "copyScaledFloat32", "maxMagnitude", "columnDots", "factorLU", "factorQR",
+                "multiplyFloat32", "multiplyFloat64", "gramFloat32", "gramFloat64", "copyScaledFloat32", "maxMagnitude", "columnDots", "factorLU", "factorQR",
                 "formQ", "solveUnitLower",
             ]
             for kernel in kernels {

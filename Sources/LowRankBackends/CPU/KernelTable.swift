@@ -20,6 +20,11 @@ package struct KernelTable: Sendable {
         _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
         _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
     ) -> Void
+    package typealias Gram = @Sendable (
+        _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+        _ x: UnsafeRawPointer, _ xType: Int32, _ xRow: Int, _ xColumn: Int, _ z: UnsafeMutableRawPointer,
+        _ zLine: Int, _ workspace: UnsafeMutableRawPointer
+    ) -> Void
     package typealias CopyScaled<C> = @Sendable (
         _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ sourceType: Int32, _ sourceRow: Int,
         _ sourceColumn: Int, _ rowFactors: UnsafePointer<C>?, _ columnFactors: UnsafePointer<C>?, _ beta: Double,
@@ -57,6 +62,9 @@ package struct KernelTable: Sendable {
     package var packFloat32: Pack
     package var packFloat64: Pack
     package var packedBytes: @Sendable (_ asStrips: Bool, _ lines: Int, _ inFloat64: Bool) -> Int
+    package var gramFloat32: Gram
+    package var gramFloat64: Gram
+    package var gramWorkspace: @Sendable (_ columns: Int, _ depth: Int, _ isAcross: Bool) -> Int
     package var copyScaledFloat32: CopyScaled<Float>
     package var copyScaledFloat64: CopyScaled<Double>
     package var maxMagnitude: Reduce<Double>
@@ -76,6 +84,9 @@ extension KernelTable {
     /// Steps of the depth in a block of a packed operand, for every instruction set.
     package static let packedDepth = SIMDKernels.packedDepth()
 
+    /// Lines behind Z that a Gram product may write to.
+    package static let gramSlack = SIMDKernels.gramSlack()
+
     /// Element by element in float64: what the others are tested against.
     package static let reference = KernelTable(
         name: "reference", floatLanes: 2,
@@ -83,6 +94,8 @@ extension KernelTable {
         multiplyWorkspace: { _, _, _ in 0 },
         packFloat32: { _, _, _, _, _, _, _, _, _ in }, packFloat64: { _, _, _, _, _, _, _, _, _ in },
         packedBytes: { _, _, _ in 0 },
+        gramFloat32: SIMDKernels.gramReferenceFloat32, gramFloat64: SIMDKernels.gramReferenceFloat64,
+        gramWorkspace: { _, _, _ in 0 },
         copyScaledFloat32: SIMDKernels.copyScaledReferenceFloat32,
         copyScaledFloat64: SIMDKernels.copyScaledReferenceFloat64,
         maxMagnitude: SIMDKernels.maxMagnitudeReference, firstNonFinite: SIMDKernels.firstNonFiniteReference,
@@ -97,6 +110,8 @@ extension KernelTable {
         multiplyFloat32: SIMDKernels.multiplyFloat32, multiplyFloat64: SIMDKernels.multiplyFloat64,
         multiplyWorkspace: SIMDKernels.multiplyWorkspace,
         packFloat32: SIMDKernels.packFloat32, packFloat64: SIMDKernels.packFloat64, packedBytes: SIMDKernels.packedBytes,
+        gramFloat32: SIMDKernels.gramFloat32, gramFloat64: SIMDKernels.gramFloat64,
+        gramWorkspace: SIMDKernels.gramWorkspace,
         copyScaledFloat32: SIMDKernels.copyScaledFloat32, copyScaledFloat64: SIMDKernels.copyScaledFloat64,
         maxMagnitude: SIMDKernels.maxMagnitude, firstNonFinite: SIMDKernels.firstNonFinite,
         columnDots: SIMDKernels.columnDots,
@@ -111,6 +126,8 @@ extension KernelTable {
             multiplyWorkspace: SIMDKernelsAVX2.multiplyWorkspace,
             packFloat32: SIMDKernelsAVX2.packFloat32, packFloat64: SIMDKernelsAVX2.packFloat64,
             packedBytes: SIMDKernelsAVX2.packedBytes,
+            gramFloat32: SIMDKernelsAVX2.gramFloat32, gramFloat64: SIMDKernelsAVX2.gramFloat64,
+            gramWorkspace: SIMDKernelsAVX2.gramWorkspace,
             copyScaledFloat32: SIMDKernelsAVX2.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX2.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX2.maxMagnitude, firstNonFinite: SIMDKernelsAVX2.firstNonFinite,
             columnDots: SIMDKernelsAVX2.columnDots,
@@ -124,6 +141,8 @@ extension KernelTable {
             multiplyWorkspace: SIMDKernelsAVX512.multiplyWorkspace,
             packFloat32: SIMDKernelsAVX512.packFloat32, packFloat64: SIMDKernelsAVX512.packFloat64,
             packedBytes: SIMDKernelsAVX512.packedBytes,
+            gramFloat32: SIMDKernelsAVX512.gramFloat32, gramFloat64: SIMDKernelsAVX512.gramFloat64,
+            gramWorkspace: SIMDKernelsAVX512.gramWorkspace,
             copyScaledFloat32: SIMDKernelsAVX512.copyScaledFloat32, copyScaledFloat64: SIMDKernelsAVX512.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX512.maxMagnitude, firstNonFinite: SIMDKernelsAVX512.firstNonFinite,
             columnDots: SIMDKernelsAVX512.columnDots,

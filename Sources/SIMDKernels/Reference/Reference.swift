@@ -43,6 +43,47 @@ public func multiplyReference(
     }
 }
 
+@inline(__always)
+private func gramReference<C: ComputeScalar>(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ x: UnsafeRawPointer, _ xType: Int32, _ xRow: Int, _ xColumn: Int, _ z: UnsafeMutablePointer<C>,
+    _ zLine: Int
+) {
+    for j in 0..<columns {
+        for k in 0..<depth { z[k &* zLine &+ j] = .zero }
+        for i in 0..<rows {
+            var image = 0.0
+            for k in 0..<depth {
+                image += load(a, aType, i &* aRow &+ k &* aColumn) * load(x, xType, k &* xRow &+ j &* xColumn)
+            }
+            for k in 0..<depth {
+                let index = k &* zLine &+ j
+                z[index] = C(narrowing: z[index].double + image * load(a, aType, i &* aRow &+ k &* aColumn))
+            }
+        }
+    }
+}
+
+@inline(never)
+public func gramReferenceFloat32(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ x: UnsafeRawPointer, _ xType: Int32, _ xRow: Int, _ xColumn: Int, _ z: UnsafeMutableRawPointer,
+    _ zLine: Int, _ workspace: UnsafeMutableRawPointer
+) {
+    gramReference(
+        rows, columns, depth, a, aType, aRow, aColumn, x, xType, xRow, xColumn, z.assumingMemoryBound(to: Float.self), zLine)
+}
+
+@inline(never)
+public func gramReferenceFloat64(
+    _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
+    _ x: UnsafeRawPointer, _ xType: Int32, _ xRow: Int, _ xColumn: Int, _ z: UnsafeMutableRawPointer,
+    _ zLine: Int, _ workspace: UnsafeMutableRawPointer
+) {
+    gramReference(
+        rows, columns, depth, a, aType, aRow, aColumn, x, xType, xRow, xColumn, z.assumingMemoryBound(to: Double.self), zLine)
+}
+
 @inline(never)
 public func copyScaledReferenceFloat32(
     _ rows: Int, _ columns: Int, _ source: UnsafeRawPointer, _ sourceType: Int32, _ sourceRow: Int, _ sourceColumn: Int,
