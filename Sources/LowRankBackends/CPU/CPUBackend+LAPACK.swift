@@ -77,52 +77,72 @@ extension CPUBackend {
         let (a, n, columns) = try columnMajor(matrix, Double.self)
         precondition(matrix.view.type == .float64 && n == columns && count >= 1 && count <= matrix.rows, "a symmetric matrix")
         let (size, wanted) = (Int(n), try int32(count))
-        // Few vectors one by one (MRRR); from about a fifth of all on, dividing and conquering finds all in less time.
-        let findsAll = 5 * count >= size
-        let found = findsAll ? size : count
-        let z = try makeMatrix(rows: size, columns: found, type: .float64, order: .columnMajor)
-        let vectors = z.view.address.assumingMemoryBound(to: Double.self)
-        let workLength = try int32(findsAll ? (4 + size) * size + 64 * size + 1 : 64 * size)
-        let integerLength = try int32(10 * size + 3)
-        let memory = try allocate(elements: 4 * size + Int(workLength), type: .float64)
+        let memory = try allocate(elements: 67 * size, type: .float64)
         defer { free(memory) }
         let diagonal = memory.assumingMemoryBound(to: Double.self)
-        let (beside, tau, values) = (diagonal + size, diagonal + 2 * size, diagonal + 3 * size)
-        let work = values + size
+        let (beside, tau, work) = (diagonal + size, diagonal + 2 * size, diagonal + 3 * size)
         beside[size - 1] = 0
+        var info: Int32 = 0
+        OpenBLASThreads.single { dsytrd_("L", [n], a, [n], diagonal, beside, tau, work, [64 * n], &info, 1) }
+        try check(info, "sytrd")
+        let (values, vectors) = try factorTridiagonal(UnsafePointer(diagonal), UnsafePointer(beside), size: size, leading: count)
+        let leading = vectors.view.address.assumingMemoryBound(to: Double.self)
+        OpenBLASThreads.single {
+            dormtr_("L", "L", "N", [n], [wanted], a, [n], tau, leading, [n], work, [64 * n], &info, 1, 1, 1)
+        }
+        try check(info, "ormtr")
+        // Ascending, as LAPACK has them.
+        let result = try makeMatrix(rows: size, columns: count, type: .float64, order: .columnMajor)
+        for j in 0..<count {
+            try copy(vectors.view[columns: (count - 1 - j)..<(count - j)], to: result.view[columns: j..<(j + 1)])
+        }
+        return (values.reversed(), result)
+    }
+
+    /// The largest `count` eigenvalues, ascending, of a symmetric tridiagonal matrix, and their eigenvectors.
+    ///
+    /// Few vectors one by one (MRRR), which large clusters may defeat; then, and from about a fifth of all on, all by
+    /// dividing and conquering.
+    private func factorTridiagonal(
+        _ diagonal: UnsafePointer<Double>, _ beside: UnsafePointer<Double>, size: Int, leading count: Int
+    ) throws(LowRankError) -> (values: [Double], vectors: Matrix) {
+        let (n, wanted) = (try int32(size), try int32(count))
+        let integerLength = try int32(10 * size + 3)
         var integers = [Int32](repeating: 0, count: Int(integerLength))
         var info: Int32 = 0
-        OpenBLASThreads.single { dsytrd_("L", [n], a, [n], diagonal, beside, tau, work, [workLength], &info, 1) }
-        try check(info, "sytrd")
-        if findsAll {
-            OpenBLASThreads.single {
-                dstedc_("I", [n], diagonal, beside, vectors, [n], work, [workLength], &integers, [integerLength], &info, 1)
+        for findsAll in 5 * count >= size ? [true] : [false, true] {
+            // Both are overwritten.
+            var d = Array(UnsafeBufferPointer(start: diagonal, count: size))
+            var e = Array(UnsafeBufferPointer(start: beside, count: size))
+            let found = findsAll ? size : count
+            let z = try makeMatrix(rows: size, columns: found, type: .float64, order: .columnMajor)
+            let vectors = z.view.address.assumingMemoryBound(to: Double.self)
+            let workLength = try int32(findsAll ? (4 + size) * size + 1 : 18 * size)
+            let work = try allocate(elements: Int(workLength), type: .float64)
+            defer { free(work) }
+            let space = work.assumingMemoryBound(to: Double.self)
+            if findsAll {
+                OpenBLASThreads.single {
+                    dstedc_("I", [n], &d, &e, vectors, [n], space, [workLength], &integers, [integerLength], &info, 1)
+                }
+                try check(min(info, 0), "stedc")
+                if info > 0 { break }
+                let last = try makeMatrix(rows: size, columns: count, type: .float64, order: .columnMajor)
+                try copy(z.view[columns: (size - count)..<size], to: last.view)
+                return (Array(d[(size - count)...]), last)
             }
-        } else {
+            var values = [Double](repeating: 0, count: size)
             var (number, tries): (Int32, Int32) = (0, 1)
             var support = [Int32](repeating: 0, count: 2 * size)
             OpenBLASThreads.single {
                 dstemr_(
-                    "V", "I", [n], diagonal, beside, [0], [0], [n - wanted + 1], [n], &number, values, vectors, [n],
-                    [wanted], &support, &tries, work, [workLength], &integers, [integerLength], &info, 1, 1)
+                    "V", "I", [n], &d, &e, [0], [0], [n - wanted + 1], [n], &number, &values, vectors, [n],
+                    [wanted], &support, &tries, space, [workLength], &integers, [integerLength], &info, 1, 1)
             }
+            try check(min(info, 0), "stemr")
+            if info == 0 { return (Array(values[..<count]), z) }
         }
-        if info > 0 {
-            throw .numericalFailure(operation: "syevr", reason: "the eigenvalues did not converge (info \(info))")
-        }
-        try check(info, findsAll ? "stedc" : "stemr")
-        let leading = vectors + (found - count) * size
-        OpenBLASThreads.single {
-            dormtr_("L", "L", "N", [n], [wanted], a, [n], tau, leading, [n], work, [workLength], &info, 1, 1, 1)
-        }
-        try check(info, "ormtr")
-        // Ascending, as LAPACK has them.
-        let ascending = findsAll ? diagonal + (size - count) : values
-        let result = try makeMatrix(rows: size, columns: count, type: .float64, order: .columnMajor)
-        for j in 0..<count {
-            try copy(z.view[columns: (found - 1 - j)..<(found - j)], to: result.view[columns: j..<(j + 1)])
-        }
-        return ((0..<count).map { ascending[count - 1 - $0] }, result)
+        throw .numericalFailure(operation: "syevr", reason: "the eigenvalues did not converge (info \(info))")
     }
 
     /// LAPACK's view of an owned column-major matrix.
