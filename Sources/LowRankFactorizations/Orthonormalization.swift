@@ -6,7 +6,7 @@ import LowRankCore
 struct OrthonormalBlock {
     /// Q [m, b], orthonormal columns, orthogonal to the basis.
     let block: Matrix
-    /// C [K, b], or nil where the basis is orthogonal to the block already, or was not asked for.
+    /// C [K, b], or nil where the basis is empty.
     let coefficients: Matrix?
     /// R [b, b], float64.
     let triangle: Matrix
@@ -41,20 +41,12 @@ struct Orthonormalizer<Device: Backend> {
     /// rank-deficient block) are replaced by random ones that carry no weight in R.
     ///
     /// - Parameters:
-    ///   - orthogonality: Where the block is known to be orthogonal to the basis but for rounding: what was taken off it,
-    ///     and the length below which a column has to be projected all the same.
     ///   - vanishing: Length up to which a direction counts as rounding.
     mutating func orthonormalize(
-        _ block: Matrix, against basis: MatrixView, orthogonality: (taken: MatrixView, shortest: Double)? = nil,
-        vanishing: Double
+        _ block: Matrix, against basis: MatrixView, vanishing: Double
     ) throws(LowRankError) -> OrthonormalBlock {
         var coefficients: Matrix?
         if block.columns <= Self.widestCholesky {
-            if let (taken, shortest) = orthogonality,
-                let (q, r) = try choleskyQR(block, taken: taken, shortest: shortest)
-            {
-                return OrthonormalBlock(block: q, coefficients: nil, triangle: r)
-            }
             if basis.columns > 0 { coefficients = try project(block, from: basis) }
             if let (q, r) = try choleskyQR(block, taken: coefficients?.view, shortest: vanishing) {
                 return OrthonormalBlock(block: q, coefficients: coefficients, triangle: r)

@@ -2,15 +2,14 @@
 import LowRankBackends
 import LowRankCore
 
-/// A weight as an SVD works with it: at least as many rows as columns, and times a power of two where its products would
-/// leave the range of the working precision otherwise. Counts the passes over the weight.
+/// A weight as an SVD works with it: as it is or transposed, and times a power of two where its products would leave the
+/// range of the working precision otherwise. Counts the passes over the weight.
 ///
 /// The power is part of the factors and products, so the weight is neither copied nor rounded.
 struct ScaledWeight<Device: Backend> {
-    /// The weight or its transpose, `[m, n]` with m >= n.
-    let matrix: MatrixView
-    let isTransposed: Bool
-    /// Products of the weight or its transpose with a block so far.
+    /// Whether it is the transpose of the weight.
+    var isTransposed = false
+    /// Times that the weight has been read for a product.
     var passes = 0
 
     private let weight: MatrixView
@@ -21,9 +20,10 @@ struct ScaledWeight<Device: Backend> {
     init(_ weight: MatrixView, on backend: Device) {
         self.weight = weight
         self.backend = backend
-        isTransposed = weight.rows < weight.columns
-        matrix = isTransposed ? weight.transposed : weight
     }
+
+    /// The weight or its transpose, `[m, n]`.
+    var matrix: MatrixView { isTransposed ? weight.transposed : weight }
 
     /// What the weight is multiplied by.
     var scale: Double { Double(sign: .plus, exponent: exponent, significand: 1) }
@@ -33,8 +33,9 @@ struct ScaledWeight<Device: Backend> {
     /// - Returns: Whether the scale has changed, so that the products have to be taken again.
     /// - Throws: ``LowRankError/nonFinite(argument:row:column:)`` if the weight holds a NaN or infinity.
     mutating func fitScale(to norm: Double) throws(LowRankError) -> Bool {
-        // Squares of a residual of a rounding unit must not vanish, nor the squares' sums overflow.
-        if norm > 0x1p-40 && norm < 0x1p40 { return false }
+        // The weight's products with its own images have the squares of its size: those of a rounding unit must not
+        // vanish, nor their sums overflow.
+        if norm > 0x1p-24 && norm < 0x1p40 { return false }
         let largest = backend.maxMagnitude(of: weight)
         if !largest.isFinite, let at = backend.firstNonFinite(in: weight) {
             throw .nonFinite(argument: "weight", row: at.row, column: at.column)
@@ -52,6 +53,16 @@ struct ScaledWeight<Device: Backend> {
     /// `scale * Wᵀ block`.
     mutating func adjointImage(of block: MatrixView, order: StorageOrder = .rowMajor) throws(LowRankError) -> Matrix {
         try product(matrix.transposed, block, order)
+    }
+
+    /// `scale² Wᵀ (W block)`, in one pass where the scale is 1.
+    mutating func gramImage(of block: MatrixView) throws(LowRankError) -> Matrix {
+        if exponent != 0 { return try adjointImage(of: image(of: block).view) }
+        passes += 1
+        let result = try backend.makeMatrix(
+            rows: block.rows, columns: block.columns, type: backend.computeType(matrix, block), order: .rowMajor)
+        try backend.multiplyGram(matrix, block, into: result.view)
+        return result
     }
 
     private mutating func product(

@@ -33,7 +33,8 @@ struct TripletSearch<Device: Backend> {
     /// - Parameter isFree: The Krylov space may be given up as soon as an exact path looks cheaper.
     mutating func triplets(startingOn path: TruncatedSVD.Path, isFree: Bool) throws(LowRankError) -> CheckedTriplets {
         if path == .krylov, let found = try krylovTriplets(isFree: isFree) { return found }
-        if path != .dense, bound >= RitzTriplets.smallestEigenvalueBound, let found = try gramTriplets() { return found }
+        weight.isTransposed = source.rows < source.columns
+        if path != .dense, bound >= TruncatedSVD.Path.smallestGramBound, let found = try gramTriplets() { return found }
         let found = try denseTriplets()
         if found.areWithin(bound) { return found }
         // LAPACK's backward error is some ten rounding units. In float64 nothing does better.
@@ -88,9 +89,12 @@ struct TripletSearch<Device: Backend> {
 
     /// Grows a Krylov space until the triplets converge; nil where an exact path promises to be cheaper.
     private mutating func krylovTriplets(isFree: Bool) throws(LowRankError) -> CheckedTriplets? {
+        // Products with WᵀW read whole rows, which from memory saves more time than a basis of the longer side takes.
+        let isInCache = source.rows * source.columns <= 1 << 21
+        weight.isTransposed = source.columns > (isInCache ? 1 : 4) * source.rows
         let (m, n) = (weight.matrix.rows, weight.matrix.columns)
-        guard n >= 2 * Self.blockColumns else { return nil }
-        // Half as many numbers as W holds, but room for the triplets and a restart.
+        guard min(m, n) >= 2 * Self.blockColumns else { return nil }
+        // At most half as many numbers as W holds, but room for the triplets and a restart.
         let memory = min(max(m * n / (2 * (m + n)), 8 * (rank + Self.blockColumns)), n)
         var space = try KrylovSpace(
             of: weight, blockColumns: Self.blockColumns, capacity: memory, type: type, seed: seed, on: backend)
@@ -99,17 +103,18 @@ struct TripletSearch<Device: Backend> {
         var forecast = ConvergenceForecast(bound: bound, first: rank + 2 * Self.blockColumns)
         // The next one tells whether the space has seen all that a new start brought in.
         var wanted = rank
+        var reached = Double.infinity
         while Double(space.columnsGrown) <= budget {
             let limit = min(memory, n - space.blockColumns)
             if space.dimension + space.blockColumns > limit {
-                // What the shorter side can't hold, an exact path finds.
+                // What the space can't hold, an exact path finds.
                 if limit < memory || wanted + 2 * space.blockColumns > limit { return nil }
                 let kept = min(wanted + (limit - wanted) / 3, space.dimension)
-                try space.restart(keeping: space.ritzTriplets(kept, bound: bound))
+                try space.restart(keeping: space.ritzTriplets(kept))
             }
             try space.grow()
             if space.columnsGrown < forecast.nextCheck || space.dimension < wanted { continue }
-            let triplets = try space.ritzTriplets(wanted, bound: bound)
+            let triplets = try space.ritzTriplets(wanted)
             let largest = triplets.s[0]
             let residual = try space.residuals(of: triplets).max() ?? 0
             if residual <= forecast.threshold * largest {
@@ -124,7 +129,12 @@ struct TripletSearch<Device: Backend> {
                 }
                 let found = try space.checked(triplets.prefix(rank))
                 if found.areWithin(bound) { return found }
-                forecast.tighten()
+                // Rounding; nothing is gained by removing it where it comes back as large.
+                if found.residual > 0.5 * reached { return nil }
+                reached = found.residual
+                try space.restart(from: found)
+                forecast.waitFor(3 * Self.blockColumns, after: space.columnsGrown)
+                continue
             }
             forecast.record(residual / largest, at: space.columnsGrown, step: space.blockColumns)
             // Convergence accelerates, so the forecast is about twice of what comes.
@@ -149,7 +159,7 @@ struct ConvergenceForecast {
     /// Columns at which the next look pays.
     private(set) var nextCheck: Int
     /// The estimate, relative to the largest value, at which the triplets are checked with products.
-    private(set) var threshold: Double
+    let threshold: Double
     /// Columns until the bound is reached if residuals go on falling by the same factor in equal steps; nil where they
     /// have not fallen.
     private(set) var columnsLeft: Double?
@@ -185,9 +195,6 @@ struct ConvergenceForecast {
         ahead = min(ahead, Double(columns) / 3)
         nextCheck = columns + step * max(1, Int((0.9 * ahead / Double(step)).rounded(.up)))
     }
-
-    /// The check with products has failed where the estimate had not.
-    mutating func tighten() { threshold /= 2 }
 
     /// No look before so many columns more.
     mutating func waitFor(_ count: Int, after columns: Int) {

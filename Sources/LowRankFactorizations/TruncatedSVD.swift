@@ -10,7 +10,7 @@ public struct TruncatedSVD {
     public let s: [Double]
     /// Right singular vectors, `[rank, n]`, row-major.
     public let vh: Matrix
-    /// Products of W or its transpose with a block of vectors, the final check included; a product WᵀW or a copy of W
+    /// Times that W was read for a product with a block of vectors, the final check included; a product WᵀW or a copy of W
     /// counts as one.
     public let passes: Int
     /// The tolerance that was kept: the caller's, raised to 10 ε of the working precision, or to what LAPACK's SVD in
@@ -33,6 +33,9 @@ extension TruncatedSVD {
         /// Products with W until the triplets have converged.
         case krylov
 
+        /// Relative residuals down to which the eigenvectors of WᵀW in float64 will do.
+        static let smallestGramBound = 0x1p-30
+
         /// The one that promises to be the cheapest.
         init(rows: Int, columns: Int, rank: Int, bound: Double) {
             let cost = SVDCost(rows: rows, columns: columns, rank: rank)
@@ -40,7 +43,7 @@ extension TruncatedSVD {
             let exact: Path = shorter < 32 && cost.dense < 1e8 || 2 * rank > shorter ? .dense : .gram
             let krylov = cost.likelyKrylovColumns * cost.krylovColumn
             let isKrylov = 4 * rank < shorter && krylov < (exact == .dense ? cost.dense : cost.gram)
-            self = isKrylov ? .krylov : bound < RitzTriplets.smallestEigenvalueBound ? .dense : exact
+            self = isKrylov ? .krylov : bound < Self.smallestGramBound ? .dense : exact
         }
     }
 
@@ -65,12 +68,12 @@ extension TruncatedSVD {
     /// Accuracy: residuals as above; a singular value then errs by at most `tolerance * s[0]`, in practice by its square.
     /// Edge cases: for singular values that are zero U and V stay orthonormal. A Krylov space started from 16 vectors holds
     /// 16 copies of one singular value at most; where it has found as many it goes on with 16 more.
-    /// - Complexity: for the Krylov space two passes over W per 16 columns, workspace (m + n) K with K its dimension, a few
-    ///   times rank and such that the bases hold at most half as many numbers as W (but 8 times rank at least). For WᵀW one
+    /// - Complexity: for the Krylov space one pass over W per 16 columns, workspace n K with K its dimension, a few times
+    ///   rank and such that the basis holds at most half as many numbers as W (but 8 times rank at least). For WᵀW one
     ///   product, 4/3 n³ and workspace n² in float64, n = min(m, n).
-    /// Source: block Golub-Kahan-Lanczos (Golub, Luk, Overton 1981, "A block Lanczos method for computing the singular values
-    /// and corresponding singular vectors of a matrix"), orthogonalised on the shorter side (Simon, Zha 2000), with thick
-    /// restarts (Baglama, Reichel 2005, "Augmented implicitly restarted Lanczos bidiagonalization methods").
+    /// Source: the block Lanczos method for WᵀW (Golub, Underwood 1977, "The block Lanczos method for computing
+    /// eigenvalues") with full orthogonalisation and thick restarts (Wu, Simon 2000, "Thick-restart Lanczos method for large
+    /// symmetric eigenvalue problems"); the triplets are W's own, from its products with the Ritz vectors.
     public init(
         of weight: MatrixView, rank: Int, tolerance: Double = Self.defaultTolerance, seed: UInt64 = 0,
         on backend: some Backend

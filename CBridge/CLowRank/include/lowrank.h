@@ -82,7 +82,7 @@ lr_status_t lr_ldu(const DLTensor *weight, int64_t rank, DLTensor *out_l, DLTens
 
 /// What an SVD reports about itself.
 typedef struct lr_svd_report {
-  int64_t passes;   ///< Products of W or W^T with a block of vectors; a product W^T W or a copy of W counts as one.
+  int64_t passes;   ///< Times that W was read for a product with a block of vectors; a product W^T W or a copy counts as one.
   double tol;       ///< The tolerance that was kept: the caller's, raised to 10 eps of the working precision, or in float64
                     ///< to what can be reached, which may be some ten eps.
   double residual;  ///< The largest ||W v - s u|| and ||W^T u - s v|| that were measured, over S[0].
