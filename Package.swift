@@ -15,21 +15,23 @@ func bridge(_ name: String, dependencies: [Target.Dependency] = []) -> Target {
 let kernelFlags: [String] = ["-Ounchecked", "-whole-module-optimization", "-num-threads", "1", "-disable-batch-mode"]
 
 /// The kernels for a wider instruction set, by clang's options for it.
-func wideKernels(_ set: String, options: [String]) -> Target {
+func wideKernels(_ set: String, options: [String], defines: [String] = []) -> Target {
     .target(
         name: "SIMDKernels\(set)", dependencies: ["CPUFeatures"],
-        swiftSettings: [.define("LOWRANK_\(set)"), .unsafeFlags(kernelFlags + options.flatMap { ["-Xcc", $0] })])
+        swiftSettings: (["LOWRANK_\(set)"] + defines).map { .define($0) }
+            + [.unsafeFlags(kernelFlags + options.flatMap { ["-Xcc", $0] })])
 }
 
 #if arch(x86_64)
+// Gathering and scattering element by element is slower than scalar code on many of these processors.
+let avx512 = [
+    "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c", "-mno-gather", "-mno-scatter",
+]
 let wideKernels: [Target] = [
     wideKernels("AVX2", options: ["-mavx2", "-mfma", "-mf16c"]),
-    // Gathering and scattering element by element is slower than scalar code on many of these processors.
+    wideKernels("AVX512", options: avx512),
     wideKernels(
-        "AVX512",
-        options: [
-            "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma", "-mf16c", "-mno-gather", "-mno-scatter",
-        ]),
+        "AVX512BF16", options: avx512 + ["-mavx512bf16"], defines: ["LOWRANK_AVX512", "LOWRANK_BFLOAT16_PAIRS"]),
 ]
 let baselineDefines: [SwiftSetting] = [.define("LOWRANK_BASELINE")]
 #else
@@ -85,11 +87,15 @@ func tests(_ name: String, _ dependencies: Target.Dependency...) -> Target {
 targets += [
     // Optimised in debug builds too: its oracles are naive loops.
     .target(
-        name: "TestSupport", dependencies: ["LowRankBackends", "LowRankCore"], path: "Tests/TestSupport",
+        name: "TestSupport", dependencies: ["PairKernels", "LowRankBackends", "LowRankCore"], path: "Tests/TestSupport",
         swiftSettings: [.unsafeFlags(["-O"])]),
     .target(
         name: "CUDADouble", dependencies: ["CLAPACK"], path: "Tests/CUDADouble", exclude: ["prelude.inc"],
         cxxSettings: [.unsafeFlags(["-O1", "-std=c++17"])]),
+    // The kernels of AVX512BF16 with the instruction modelled in plain code, so that every processor tests them.
+    .target(
+        name: "PairKernels", dependencies: ["CPUFeatures"], path: "Tests/PairKernels",
+        swiftSettings: baselineDefines + [.define("LOWRANK_BFLOAT16_PAIRS"), .unsafeFlags(kernelFlags)]),
     tests("CUDADoubleTests"),
     tests("LowRankCoreTests", "LowRankCore"),
     tests("SIMDKernelsTests", "LowRankBackends", "LowRankCore"),

@@ -23,6 +23,14 @@ bool cpu_has_avx512(void) {
 #endif
 }
 
+bool cpu_has_avx512bf16(void) {
+#if defined(__x86_64__)
+  return cpu_has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const char *cpu_vendor(void) {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -15,6 +15,20 @@ public func multiplyWorkspace(rows: Int, columns: Int, depth: Int) -> Int {
 @inline(never)
 public func floatLanes() -> Int { FloatVector.lanes }
 
+/// Whether a product is one of bfloat16 pairs: packed operands hold these then.
+@inline(__always)
+private func isOfPairs(_ aType: Int32, _ bType: Int32) -> Bool {
+    #if LOWRANK_BFLOAT16_PAIRS
+        aType == StorageCode.bfloat16 && bType == StorageCode.bfloat16
+    #else
+        false
+    #endif
+}
+
+/// Whether bfloat16 operands are multiplied in pairs along the depth.
+@inline(never)
+public func multipliesPairs() -> Bool { isOfPairs(StorageCode.bfloat16, StorageCode.bfloat16) }
+
 /// `C = alpha * A B + beta * C`, computed in float32. A [rows, depth], B [depth, columns]; packed operands may be NULL.
 @inline(never)
 public func multiplyFloat32(
@@ -24,6 +38,17 @@ public func multiplyFloat32(
     _ beta: Double, _ c: UnsafeMutableRawPointer, _ cType: Int32, _ cRow: Int, _ cColumn: Int,
     _ workspace: UnsafeMutableRawPointer
 ) {
+    #if LOWRANK_BFLOAT16_PAIRS
+        if isOfPairs(aType, bType) {
+            multiplyBlock(
+                PairVector.self, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
+                a: a, aType: aType, aRow: aRow, aColumn: aColumn, packedA: packedA,
+                b: b, bType: bType, bRow: bRow, bColumn: bColumn, packedB: packedB,
+                beta: Float(beta), c: c, cType: cType, cRow: cRow, cColumn: cColumn, workspace: workspace,
+                computeType: StorageCode.float32)
+            return
+        }
+    #endif
     multiplyBlock(
         FloatVector.self, rows: rows, columns: columns, depth: depth, alpha: Float(alpha),
         a: a, aType: aType, aRow: aRow, aColumn: aColumn, packedA: packedA,
@@ -93,7 +118,7 @@ public func gramFloat64(
 @inline(never)
 public func packedDepth() -> Int { depthBlock }
 
-/// Bytes of a block of a packed operand: of `lines` columns of B as strips, or of `lines` lines of A.
+/// Bytes that a block of a packed operand takes at most: of `lines` columns of B as strips, or of `lines` lines of A.
 @inline(never)
 public func packedBytes(_ asStrips: Bool, _ lines: Int, _ inFloat64: Bool) -> Int {
     inFloat64
@@ -101,12 +126,21 @@ public func packedBytes(_ asStrips: Bool, _ lines: Int, _ inFloat64: Bool) -> In
         : packedBlock(FloatVector.self, asStrips, lines: lines) &* 4
 }
 
-/// Packs one block of the depth of a whole operand for `multiplyFloat32`. Strides from line to line, and along the depth.
+/// Packs one block of the depth of a whole operand for `multiplyFloat32` with one of another type. Strides from line to
+/// line, and along the depth.
 @inline(never)
 public func packFloat32(
     _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
-    _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
+    _ otherType: Int32, _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
 ) {
+    #if LOWRANK_BFLOAT16_PAIRS
+        if isOfPairs(type, otherType) {
+            packOperand(
+                PairVector.self, asStrips: asStrips, lines: lines, depth: depth, block: block, source: source,
+                type: type, lineStride: lineStride, depthStride: depthStride, into: destination)
+            return
+        }
+    #endif
     packOperand(
         FloatVector.self, asStrips: asStrips, lines: lines, depth: depth, block: block, source: source, type: type,
         lineStride: lineStride, depthStride: depthStride, into: destination)
@@ -116,7 +150,7 @@ public func packFloat32(
 @inline(never)
 public func packFloat64(
     _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
-    _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
+    _ otherType: Int32, _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
 ) {
     packOperand(
         DoubleVector.self, asStrips: asStrips, lines: lines, depth: depth, block: block, source: source, type: type,

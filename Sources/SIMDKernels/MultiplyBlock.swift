@@ -48,7 +48,9 @@ func multiplyBlock<V: ComputeVector>(
     // Along the lines of A and C where each is then read and written once, else down the columns of C, so that a strip
     // of B stays at hand.
     let alongLines = isOneBlock || columns <= 4 &* width
-    let readsA = packedA == nil && aColumn == 1 && aType == computeType
+    let readsA =
+        packedA == nil && aColumn == 1
+        && (V.depthSteps == 1 ? aType == computeType : areWhole(a, row: aRow, depth: depth))
     let isPacked = packedA != nil || !(alongLines || readsA)
     // Of lines of A that are read once, as much in one run as packed B leaves in the second-level cache.
     let run = alongLines && packedB != nil ? max(0x10000 / paddedColumns / depthBlock, 1) &* depthBlock : depthBlock
@@ -59,12 +61,12 @@ func multiplyBlock<V: ComputeVector>(
         let end = min(start &+ run, depth)
         if packedB == nil {
             packStrips(
-                V.self, b + start &* bRow &* storageSize(bType), type: bType, lines: columns, depth: end &- start,
-                lineStride: bColumn, depthStride: bRow, into: ownB)
+                V.self, V.self, b + start &* bRow &* storageSize(bType), type: bType, lines: columns,
+                depth: end &- start, lineStride: bColumn, depthStride: bRow, into: ownB)
         }
         if isPacked && packedA == nil {
             packTiles(
-                a + start &* aColumn &* storageSize(aType), type: aType, lines: rows, depth: end &- start,
+                V.self, a + start &* aColumn &* storageSize(aType), type: aType, lines: rows, depth: end &- start,
                 lineStride: aRow, depthStride: aColumn, into: ownA)
         }
         var outer = 0
@@ -72,22 +74,26 @@ func multiplyBlock<V: ComputeVector>(
             let outerLines = alongLines ? tileLines(of: rows &- outer) : width
             var first = start
             repeat {
-                let steps = min(depthBlock, end &- first)
+                let here = min(depthBlock, end &- first)
+                let steps = packedSteps(V.self, here)
                 // The tile's lines of A, or those of all tiles.
                 var lines = UnsafePointer(ownA)
                 if let packedA {
-                    lines = packedA.assumingMemoryBound(to: C.self) + first &* paddedLines(rows)
+                    lines = packedA.assumingMemoryBound(to: C.self) + first / V.depthSteps &* paddedLines(rows)
                     if alongLines { lines += outer &* steps }
                 } else if readsA {
-                    lines = a.assumingMemoryBound(to: C.self) + ((alongLines ? outer &* aRow : 0) &+ first)
+                    let origin = (alongLines ? outer &* aRow : 0) &+ first
+                    lines = a.assumingMemoryBound(to: C.self) + origin / V.depthSteps
                 } else if alongLines {
                     copyLines(
-                        a + (outer &* aRow &+ first &* aColumn) &* storageSize(aType), type: aType,
-                        lines: min(outerLines, rows &- outer), depth: steps, lineStride: aRow, depthStride: aColumn,
+                        V.self, a + (outer &* aRow &+ first &* aColumn) &* storageSize(aType), type: aType,
+                        lines: min(outerLines, rows &- outer), depth: here, lineStride: aRow, depthStride: aColumn,
                         into: ownA)
                 }
                 var strips = UnsafePointer(ownB)
-                if let packedB { strips = packedB.assumingMemoryBound(to: C.self) + first &* paddedColumns }
+                if let packedB {
+                    strips = packedB.assumingMemoryBound(to: C.self) + first / V.depthSteps &* paddedColumns
+                }
                 // Later depth blocks add to what the first one wrote.
                 let blockBeta: C = first == 0 ? (sumsInC ? beta : .zero) : .one
                 var inner = 0
@@ -112,9 +118,9 @@ func multiplyBlock<V: ComputeVector>(
                     )
                     multiplyTiles(
                         V.self, height: height, count: tiles, depth: steps,
-                        a: lines + (alongLines ? 0 : i &* (readsA ? aRow : steps)),
-                        aLine: isPacked ? 1 : readsA ? aRow : copiedLine, aStep: isPacked ? height : 1, aLines: count,
-                        b: strips + j &* steps, to: target, ahead: ahead)
+                        a: lines + (alongLines ? 0 : i &* (readsA ? aRow / V.depthSteps : steps)),
+                        aLine: isPacked ? 1 : readsA ? aRow / V.depthSteps : copiedLine,
+                        aStep: isPacked ? height : 1, aLines: count, b: strips + j &* steps, to: target, ahead: ahead)
                     if !fits {
                         storeBlock(
                             tile, line: width, rows: count, columns: min(width, columns &- j), alpha: alpha,
@@ -140,6 +146,12 @@ func multiplyBlock<V: ComputeVector>(
             product, line: paddedColumns, rows: rows, columns: columns, alpha: alpha, beta: beta, to: c, type: cType,
             offset: 0, row: cRow, column: cColumn)
     }
+}
+
+/// Whether pairs along the lines of A lie as packed elements do: none is half, and the addresses are a float32's.
+@inline(__always)
+private func areWhole(_ a: UnsafeRawPointer, row: Int, depth: Int) -> Bool {
+    (depth | row) & 1 == 0 && UInt(bitPattern: a) & 3 == 0
 }
 
 /// `storeBlock` for a target whose storage type is known at run time only; `offset` in elements.

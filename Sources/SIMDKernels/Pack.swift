@@ -32,36 +32,66 @@ extension DoubleVector: StripWidth {
     @inline(__always) static var width: Int { tileColumns(self) }
 }
 
+/// What a packed element holds: one element of the operand, or some that follow one another along the depth.
+protocol PackSource: BitwiseCopyable {
+    /// How many.
+    static var steps: Int { get }
+    /// The packed element that begins at an address, with `next` from one step of the depth to the next.
+    static func packed<C: ComputeScalar>(_ first: UnsafePointer<Self>, next: Int) -> C
+    /// The packed element of the depth's last step alone, with zeros in place of the others.
+    static func packedLast<C: ComputeScalar>(_ first: UnsafePointer<Self>) -> C
+}
+
+extension StorageScalar {
+    @inline(__always) static var steps: Int { 1 }
+    @inline(__always) static func packed<C: ComputeScalar>(_ first: UnsafePointer<Self>, next: Int) -> C {
+        first.pointee.loaded()
+    }
+    @inline(__always) static func packedLast<C: ComputeScalar>(_ first: UnsafePointer<Self>) -> C {
+        first.pointee.loaded()
+    }
+}
+
+/// Packed elements of so many steps of the depth.
+@inline(__always)
+func packedSteps<V: ComputeVector>(_: V.Type, _ depth: Int) -> Int { (depth &+ V.depthSteps &- 1) / V.depthSteps }
+
 /// One depth block of lines of A, contiguous along the depth.
 @inline(__always)
-func copyLines<C: ComputeScalar>(
-    _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
-    into destination: UnsafeMutablePointer<C>
+func copyLines<V: ComputeVector>(
+    _: V.Type, _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
+    into destination: UnsafeMutablePointer<V.Element>
 ) {
     @inline(__always)
-    func copy<S: StorageScalar>(_: S.Type) {
+    func copy<S: PackSource>(_: S.Type) {
         let source = source.assumingMemoryBound(to: S.self)
+        let count = depth / S.steps
+        let step = S.steps &* depthStride
         // Across the lines in squares of 4 x 4 elements where they lie side by side.
-        let turned = lineStride == 1 && depthStride != 1 ? depth / 4 &* 4 : 0
+        let turned = lineStride == 1 && depthStride != 1 ? count / 4 &* 4 : 0
         for square in 0..<(turned / 4) {
             transposeLines(
-                source + 4 &* square &* depthStride, lineStride: depthStride, depth: lines, width: copiedLine,
-                into: destination + 4 &* square)
+                source + 4 &* square &* step, lineStride: step, along: 1, next: depthStride, count: lines,
+                width: copiedLine, into: destination + 4 &* square)
         }
         for i in 0..<lines {
             let from = source + i &* lineStride
             let to = destination + i &* copiedLine
             var k = turned
             if depthStride == 1 {
-                copyRun(from, count: depth / 4 &* 4, to: to)
-                k = depth / 4 &* 4
+                copyRun(from, along: S.steps, next: 1, count: count / 4 &* 4, to: to)
+                k = count / 4 &* 4
             }
-            while k < depth {
-                to[k] = from[k &* depthStride].loaded()
+            while k < count {
+                to[k] = S.packed(from + k &* step, next: depthStride)
                 k &+= 1
             }
+            if count &* S.steps < depth { to[count] = S.packedLast(from + count &* step) }
         }
     }
+    #if LOWRANK_BFLOAT16_PAIRS
+        if V.depthSteps > 1 { return copy(BFloat16Pair.self) }
+    #endif
     switch type {
     case StorageCode.float32: copy(Float.self)
     case StorageCode.float64: copy(Double.self)
@@ -82,11 +112,12 @@ func packOperand<V: ComputeVector>(
     let to = destination.assumingMemoryBound(to: V.Element.self) + block &* packedBlock(V.self, asStrips, lines: lines)
     if asStrips {
         packStrips(
-            V.self, from, type: type, lines: lines, depth: steps, lineStride: lineStride, depthStride: depthStride,
-            into: to)
+            V.self, V.self, from, type: type, lines: lines, depth: steps, lineStride: lineStride,
+            depthStride: depthStride, into: to)
     } else {
         packTiles(
-            from, type: type, lines: lines, depth: steps, lineStride: lineStride, depthStride: depthStride, into: to)
+            V.self, from, type: type, lines: lines, depth: steps, lineStride: lineStride, depthStride: depthStride,
+            into: to)
     }
 }
 
@@ -94,7 +125,7 @@ func packOperand<V: ComputeVector>(
 @inline(__always)
 func packedBlock<V: ComputeVector>(_: V.Type, _ asStrips: Bool, lines: Int) -> Int {
     let width = tileColumns(V.self)
-    return depthBlock &* (asStrips ? (lines &+ width &- 1) / width &* width : paddedLines(lines))
+    return packedSteps(V.self, depthBlock) &* (asStrips ? (lines &+ width &- 1) / width &* width : paddedLines(lines))
 }
 
 /// Lines of the next tile where so many are left: 6, and 4 where that leaves fewer registers idle.
@@ -107,59 +138,75 @@ func paddedLines(_ lines: Int) -> Int { max(4, (lines &+ 1) / 2 &* 2) }
 
 /// One depth block of lines of A as strips of 6 or 4 of them, one for each tile.
 @inline(__always)
-func packTiles<C: ComputeScalar>(
-    _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
-    into destination: UnsafeMutablePointer<C>
+func packTiles<V: ComputeVector>(
+    _: V.Type, _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
+    into destination: UnsafeMutablePointer<V.Element>
 ) {
     // All strips of six come first.
     var sixes = 0
     while sixes < lines && tileLines(of: lines &- sixes) == 6 { sixes &+= 6 }
     packStrips(
-        SixLines.self, source, type: type, lines: min(sixes, lines), depth: depth, lineStride: lineStride,
+        SixLines.self, V.self, source, type: type, lines: min(sixes, lines), depth: depth, lineStride: lineStride,
         depthStride: depthStride, into: destination)
     if sixes < lines {
         packStrips(
-            FourLines.self, source + sixes &* lineStride &* storageSize(type), type: type, lines: lines &- sixes,
-            depth: depth, lineStride: lineStride, depthStride: depthStride, into: destination + sixes &* depth)
+            FourLines.self, V.self, source + sixes &* lineStride &* storageSize(type), type: type,
+            lines: lines &- sixes, depth: depth, lineStride: lineStride, depthStride: depthStride,
+            into: destination + sixes &* packedSteps(V.self, depth))
     }
 }
 
 /// Strips of some lines: for each step of the depth the strip's elements side by side. Zeros fill the last strip up.
 @inline(__always)
-func packStrips<W: StripWidth, C: ComputeScalar>(
-    _: W.Type, _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int, depthStride: Int,
-    into destination: UnsafeMutablePointer<C>
+func packStrips<W: StripWidth, V: ComputeVector>(
+    _: W.Type, _: V.Type, _ source: UnsafeRawPointer, type: Int32, lines: Int, depth: Int, lineStride: Int,
+    depthStride: Int, into destination: UnsafeMutablePointer<V.Element>
 ) {
     @inline(__always)
-    func pack<S: StorageScalar>(_: S.Type) {
+    func pack<S: PackSource>(_: S.Type) {
         let source = source.assumingMemoryBound(to: S.self)
+        let count = depth / S.steps
+        let step = S.steps &* depthStride
+        let stripDepth = packedSteps(V.self, depth)
         let full = lineStride == 1 ? lines / W.width &* W.width : 0
-        copyFullStrips(W.self, source, lines: full, depth: depth, depthStride: depthStride, into: destination)
+        copyFullStrips(
+            W.self, source, lines: full, count: count, step: step, next: depthStride, stripDepth: stripDepth,
+            into: destination)
         var first = full
         while first < lines {
             let origin = source + first &* lineStride
-            let strip = destination + first &* depth
-            let count = min(W.width, lines &- first)
+            let strip = destination + first &* stripDepth
+            let present = min(W.width, lines &- first)
             var j = 0
             if depthStride == 1 {
-                while j &+ 4 <= count {
+                while j &+ 4 <= present {
                     transposeLines(
-                        origin + j &* lineStride, lineStride: lineStride, depth: depth, width: W.width, into: strip + j)
+                        origin + j &* lineStride, lineStride: lineStride, along: S.steps, next: 1, count: count,
+                        width: W.width, into: strip + j)
                     j &+= 4
                 }
             }
-            while j < count {
+            while j < present {
                 let from = origin + j &* lineStride
-                for k in 0..<depth { strip[k &* W.width &+ j] = from[k &* depthStride].loaded() }
+                for k in 0..<count { strip[k &* W.width &+ j] = S.packed(from + k &* step, next: depthStride) }
                 j &+= 1
             }
             while j < W.width {
-                for k in 0..<depth { strip[k &* W.width &+ j] = .zero }
+                for k in 0..<stripDepth { strip[k &* W.width &+ j] = .zero }
                 j &+= 1
             }
             first &+= W.width
         }
+        if count < stripDepth {
+            for line in 0..<lines {
+                let strip = destination + line / W.width &* W.width &* stripDepth
+                strip[count &* W.width &+ line % W.width] = S.packedLast(source + (line &* lineStride &+ count &* step))
+            }
+        }
     }
+    #if LOWRANK_BFLOAT16_PAIRS
+        if V.depthSteps > 1 { return pack(BFloat16Pair.self) }
+    #endif
     switch type {
     case StorageCode.float32: pack(Float.self)
     case StorageCode.float64: pack(Double.self)
@@ -171,57 +218,63 @@ func packStrips<W: StripWidth, C: ComputeScalar>(
 /// Whole strips of lines that lie side by side. Some steps for all strips come before the next ones, so that the source
 /// is read in long runs; the steps after them are asked for in time, which the processor does not foresee.
 @inline(__always)
-private func copyFullStrips<W: StripWidth, S: StorageScalar, C: ComputeScalar>(
-    _: W.Type, _ source: UnsafePointer<S>, lines: Int, depth: Int, depthStride: Int,
+private func copyFullStrips<W: StripWidth, S: PackSource, C: ComputeScalar>(
+    _: W.Type, _ source: UnsafePointer<S>, lines: Int, count: Int, step: Int, next: Int, stripDepth: Int,
     into destination: UnsafeMutablePointer<C>
 ) {
     let ahead = 4
     @inline(__always)
-    func copySteps(_ start: Int, _ count: Int) {
+    func copySteps(_ start: Int, _ steps: Int) {
         var first = 0
         while first < lines {
-            for k in 0..<count {
-                let from = source + ((start &+ k) &* depthStride &+ first)
-                let to = destination + (first &* depth &+ (start &+ k) &* W.width)
-                prefetch_line(from + ahead &* depthStride)
-                copyRun(from, count: W.width / 4 &* 4, to: to)
-                for j in (W.width / 4 &* 4)..<W.width { to[j] = from[j].loaded() }
+            for k in 0..<steps {
+                let from = source + ((start &+ k) &* step &+ first)
+                let to = destination + (first &* stripDepth &+ (start &+ k) &* W.width)
+                prefetch_line(from + ahead &* step)
+                if S.steps > 1 { prefetch_line(from + (ahead &* step &+ next)) }
+                copyRun(from, along: 1, next: next, count: W.width / 4 &* 4, to: to)
+                for j in (W.width / 4 &* 4)..<W.width { to[j] = S.packed(from + j, next: next) }
             }
             first &+= W.width
         }
     }
     var start = 0
-    while start &+ ahead <= depth {
+    while start &+ ahead <= count {
         copySteps(start, ahead)
         start &+= ahead
     }
-    while start < depth {
+    while start < count {
         copySteps(start, 1)
         start &+= 1
     }
 }
 
-/// Four lines that are contiguous along the depth, side by side: squares of 4 x 4 elements turned over in registers.
+/// Four lines `lineStride` apart side by side: squares of 4 x 4 elements turned over in registers. `along` leads from
+/// one of a line's elements to the next.
 @inline(__always)
-private func transposeLines<S: StorageScalar, C: ComputeScalar>(
-    _ source: UnsafePointer<S>, lineStride: Int, depth: Int, width: Int, into destination: UnsafeMutablePointer<C>
+private func transposeLines<S: PackSource, C: ComputeScalar>(
+    _ source: UnsafePointer<S>, lineStride: Int, along: Int, next: Int, count: Int, width: Int,
+    into destination: UnsafeMutablePointer<C>
 ) {
     let l0 = source
     let l1 = source + lineStride
     let l2 = source + 2 &* lineStride
     let l3 = source + 3 &* lineStride
     var k = 0
-    while k &+ 4 <= depth {
+    while k &+ 4 <= count {
+        let from = k &* along
         C.writeTransposed(
-            four(l0 + k), four(l1 + k), four(l2 + k), four(l3 + k), to: destination + k &* width, line: width)
+            four(l0 + from, along, next), four(l1 + from, along, next), four(l2 + from, along, next),
+            four(l3 + from, along, next), to: destination + k &* width, line: width)
         k &+= 4
     }
-    while k < depth {
+    while k < count {
+        let from = k &* along
         let to = destination + k &* width
-        to[0] = l0[k].loaded()
-        to[1] = l1[k].loaded()
-        to[2] = l2[k].loaded()
-        to[3] = l3[k].loaded()
+        to[0] = S.packed(l0 + from, next: next)
+        to[1] = S.packed(l1 + from, next: next)
+        to[2] = S.packed(l2 + from, next: next)
+        to[3] = S.packed(l3 + from, next: next)
         k &+= 1
     }
 }
@@ -229,21 +282,26 @@ private func transposeLines<S: StorageScalar, C: ComputeScalar>(
 /// A multiple of four elements side by side. By eight: element by element each store would have to come before the next
 /// load.
 @inline(__always)
-private func copyRun<S: StorageScalar, C: ComputeScalar>(
-    _ source: UnsafePointer<S>, count: Int, to target: UnsafeMutablePointer<C>
+private func copyRun<S: PackSource, C: ComputeScalar>(
+    _ source: UnsafePointer<S>, along: Int, next: Int, count: Int, to target: UnsafeMutablePointer<C>
 ) {
     var j = 0
     while j &+ 8 <= count {
-        let from = source + j
-        C.write(four(from), four(from + 4), to: target + j)
+        let from = source + j &* along
+        C.write(four(from, along, next), four(from + 4 &* along, along, next), to: target + j)
         j &+= 8
     }
-    if j < count { C.write(four(source + j), to: target + j) }
+    if j < count { C.write(four(source + j &* along, along, next), to: target + j) }
 }
 
 @inline(__always)
-private func four<S: StorageScalar, C: ComputeScalar>(_ source: UnsafePointer<S>) -> (C, C, C, C) {
-    (source[0].loaded(), source[1].loaded(), source[2].loaded(), source[3].loaded())
+private func four<S: PackSource, C: ComputeScalar>(
+    _ source: UnsafePointer<S>, _ along: Int, _ next: Int
+) -> (C, C, C, C) {
+    (
+        S.packed(source, next: next), S.packed(source + along, next: next), S.packed(source + 2 &* along, next: next),
+        S.packed(source + 3 &* along, next: next)
+    )
 }
 
 extension ComputeScalar where Self: SIMDScalar {

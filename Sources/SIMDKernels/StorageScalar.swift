@@ -4,7 +4,7 @@
 // The file, like every file of this folder except Reference/, is compiled once per instruction set.
 
 /// The types matrices are stored in.
-protocol StorageScalar: BitwiseCopyable {
+protocol StorageScalar: PackSource {
     associatedtype AbsoluteBits: MagnitudeBits
     func loaded<C: ComputeScalar>() -> C
     static func stored<C: ComputeScalar>(_ value: C) -> Self

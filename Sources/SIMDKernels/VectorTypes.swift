@@ -16,13 +16,15 @@
 protocol ComputeVector: BitwiseCopyable, StripWidth {
     associatedtype Element: ComputeScalar
     static var lanes: Int { get }
+    /// Steps of the depth in one element of a packed operand.
+    static var depthSteps: Int { get }
     static var zero: Self { get }
     init(repeating value: Element)
     static func + (a: Self, b: Self) -> Self
     static func * (a: Self, b: Self) -> Self
     static func / (a: Self, b: Self) -> Self
     func sumOfLanes() -> Element
-    /// `self + a * b`, fused where the instruction set has it.
+    /// `self + a * b` for elements of packed operands, fused where the instruction set has it.
     func accumulating(_ a: Self, _ b: Self) -> Self
     /// Reads and writes at any address. Part of the protocol, because the standard library's generic forms would leave
     /// weak copies of themselves in every instruction set's objects.
@@ -42,6 +44,7 @@ extension FloatVector: ComputeVector {
         #endif
     }
     @inline(__always) static var lanes: Int { scalarCount }
+    @inline(__always) static var depthSteps: Int { 1 }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
     @inline(__always) static func read(_ address: UnsafeRawPointer) -> FloatVector {
         address.loadUnaligned(as: FloatVector.self)
@@ -63,6 +66,7 @@ extension DoubleVector: ComputeVector {
         #endif
     }
     @inline(__always) static var lanes: Int { scalarCount }
+    @inline(__always) static var depthSteps: Int { 1 }
     @inline(__always) func accumulating(_ a: Self, _ b: Self) -> Self { fused(self, a, b) }
     @inline(__always) static func read(_ address: UnsafeRawPointer) -> DoubleVector {
         address.loadUnaligned(as: DoubleVector.self)

@@ -23,7 +23,7 @@ import Testing
         expectIntactGuard(a, b, c, label: label)
     }
 
-    @Test(arguments: KernelTable.available, [119, 120, 121])
+    @Test(arguments: KernelTable.multiplying, [119, 120, 121])
     func sizesAroundTheBlocks(table: KernelTable, rows: Int) throws {
         for columns in [255, 256, 257] {
             for depth in [1, 255, 256, 257] { try check(table, rows: rows, columns: columns, depth: depth) }
@@ -32,7 +32,7 @@ import Testing
         try check(table, rows: 3, columns: 5, depth: 513, alpha: -1, beta: 0.5)
     }
 
-    @Test(arguments: KernelTable.available, Layout.allCases)
+    @Test(arguments: KernelTable.multiplying, Layout.allCases)
     func layoutsAcrossBlocks(table: KernelTable, layout: Layout) throws {
         for cLayout in [Layout.rowMajor, .columnMajor, .strided, .reversed] {
             for type in ScalarType.allCases {
@@ -42,7 +42,7 @@ import Testing
         }
     }
 
-    @Test(arguments: KernelTable.available)
+    @Test(arguments: KernelTable.multiplying)
     func emptyProducts(table: KernelTable) throws {
         for (rows, columns, depth) in [(0, 3, 4), (3, 0, 4), (0, 0, 0), (3, 4, 0), (130, 300, 0)] {
             for beta in [0, 0.5] { try check(table, rows: rows, columns: columns, depth: depth, beta: beta) }
@@ -50,7 +50,7 @@ import Testing
     }
 
     /// C x = A (B x) for whole numbers, exactly: finds a wrong entry without computing the product naively.
-    @Test(arguments: KernelTable.available, ScalarType.allCases)
+    @Test(arguments: KernelTable.multiplying, ScalarType.allCases)
     func bigProductsByVectors(table: KernelTable, type: ScalarType) throws {
         let (rows, columns, depth) = (250, 530, 300)
         let a = TestMatrix(.integers(rows, depth, seed: 1, magnitude: 1), type)
@@ -64,7 +64,7 @@ import Testing
         }
     }
 
-    @Test(arguments: KernelTable.available, ScalarType.allCases)
+    @Test(arguments: KernelTable.multiplying, ScalarType.allCases)
     func roundingIsThatOfTheComputeType(table: KernelTable, type: ScalarType) throws {
         for (rows, columns, depth) in [(7, 9, 40), (130, 40, 257), (40, 270, 600)] {
             let a = TestMatrix(.gaussian(rows, depth, seed: 7), type)
@@ -79,7 +79,7 @@ import Testing
         }
     }
 
-    @Test(arguments: KernelTable.available, ScalarType.allCases)
+    @Test(arguments: KernelTable.multiplying, ScalarType.allCases)
     func bitsDoNotDependOnThreads(table: KernelTable, type: ScalarType) throws {
         let (rows, columns, depth) = (250, 530, 40)
         let a = TestMatrix(.gaussian(rows, depth, seed: 9), type)
@@ -93,8 +93,12 @@ import Testing
         expectSameBits(results, cases: threadCounts.map { "\($0) threads" }, "\(table.name) \(type)")
     }
 
-    @Test(arguments: KernelTable.available, [20, 300])
+    @Test(arguments: KernelTable.multiplying, [20, 27, 300])
     func bitsDoNotDependOnLayouts(table: KernelTable, depth: Int) throws {
+        for type in [ScalarType.float32, .bfloat16] { try checkLayouts(table, depth: depth, type) }
+    }
+
+    private func checkLayouts(_ table: KernelTable, depth: Int, _ type: ScalarType) throws {
         let backend = CPUBackend(kernels: table, threads: 2)
         let a = RealMatrix.gaussian(130, depth, seed: 12)
         let b = RealMatrix.gaussian(depth, 40, seed: 13)
@@ -103,8 +107,7 @@ import Testing
             func bits(_ aLayout: Layout, _ bLayout: Layout, _ cLayout: Layout) throws -> [UInt64] {
                 let c = TestMatrix(old, .float32, cLayout)
                 try backend.multiply(
-                    alpha: 0.3, TestMatrix(a, .float32, aLayout).view, TestMatrix(b, .float32, bLayout).view,
-                    beta: beta,
+                    alpha: 0.3, TestMatrix(a, type, aLayout).view, TestMatrix(b, type, bLayout).view, beta: beta,
                     into: c.view)
                 return c.bits
             }
@@ -116,23 +119,29 @@ import Testing
                     cases.append("A \(layout), C \(cLayout)")
                 }
             }
-            expectSameBits(results, cases: cases, "\(table.name) depth \(depth) beta \(beta)")
+            expectSameBits(results, cases: cases, "\(table.name) \(type) depth \(depth) beta \(beta)")
         }
     }
 
     /// Shapes that the plan treats differently: few rows, few columns, both, a shallow depth and one of several runs.
     @Test(
-        arguments: KernelTable.available,
+        arguments: KernelTable.multiplying,
         [(5, 700, 600), (32, 300, 300), (300, 7, 2500), (700, 64, 1100), (17, 19, 900), (260, 700, 33)])
     func skinnyProductsHaveTheBitsOfTheirTransposes(
         table: KernelTable, shape: (rows: Int, columns: Int, depth: Int)
+    ) throws {
+        for type in [ScalarType.float32, .bfloat16] { try checkTransposes(table, shape, type) }
+    }
+
+    private func checkTransposes(
+        _ table: KernelTable, _ shape: (rows: Int, columns: Int, depth: Int), _ type: ScalarType
     ) throws {
         let a = RealMatrix.gaussian(shape.rows, shape.depth, seed: 15)
         let b = RealMatrix.gaussian(shape.depth, shape.columns, seed: 16)
         var results: [[UInt64]] = []
         var cases: [String] = []
         for layout in [Layout.rowMajor, .columnMajor, .reversed] {
-            let (left, right) = (TestMatrix(a, .float32, layout), TestMatrix(b, .float32, layout))
+            let (left, right) = (TestMatrix(a, type, layout), TestMatrix(b, type, layout))
             for threads in [1, 2] {
                 let backend = CPUBackend(kernels: table, threads: threads)
                 let c = TestMatrix(undefined: shape.rows, shape.columns, .float32)
@@ -145,10 +154,10 @@ import Testing
                 cases += ["\(layout), \(threads) threads", "\(layout), \(threads) threads, transposed"]
             }
         }
-        expectSameBits(results, cases: cases, "\(table.name) \(shape)")
+        expectSameBits(results, cases: cases, "\(table.name) \(type) \(shape)")
     }
 
-    @Test(arguments: KernelTable.available)
+    @Test(arguments: KernelTable.multiplying)
     func productIsOfTheComputeType(table: KernelTable) throws {
         let backend = CPUBackend(kernels: table, threads: 1)
         for (aType, bType, expected) in [

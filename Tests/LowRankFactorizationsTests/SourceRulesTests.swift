@@ -13,13 +13,14 @@ import Testing
         "LowRankAdapters": ["LowRankFactorizations", "LowRankBackends", "LowRankCore", "Glibc"],
         "LowRankFactorizations": ["LowRankBackends", "LowRankCore"],
         "LowRankBackends": [
-            "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "SIMDKernelsAVX512", "CLAPACK", "CCUDA", "CPUFeatures", "Glibc",
-            "Synchronization",
+            "LowRankCore", "SIMDKernels", "SIMDKernelsAVX2", "SIMDKernelsAVX512", "SIMDKernelsAVX512BF16", "CLAPACK",
+            "CCUDA", "CPUFeatures", "Glibc", "Synchronization",
         ],
         "LowRankCore": [],
         "SIMDKernels": ["CPUFeatures"],
         "SIMDKernelsAVX2": ["CPUFeatures"],
         "SIMDKernelsAVX512": ["CPUFeatures"],
+        "SIMDKernelsAVX512BF16": ["CPUFeatures"],
     ]
 
     /// The module of an import line, whatever stands before the keyword.
@@ -71,12 +72,14 @@ import Testing
         }
     }
 
-    @Test(arguments: ["AVX2", "AVX512"])
-    func wideKernelsAreTheSameSources(set: String) throws {
+    @Test(arguments: [
+        "Sources/SIMDKernelsAVX2", "Sources/SIMDKernelsAVX512", "Sources/SIMDKernelsAVX512BF16", "Tests/PairKernels",
+    ])
+    func wideKernelsAreTheSameSources(target: String) throws {
         let folder = "\(Self.sources)/SIMDKernels"
         let files = SourceTree.files(under: folder, ending: ".swift").filter { !$0.contains("/Reference/") }
         try #require(!files.isEmpty)
-        let wide = SourceTree.files(under: "\(folder)\(set)", ending: ".swift")
+        let wide = SourceTree.files(under: "\(SourceTree.root)/\(target)", ending: ".swift")
         #expect(wide.map { $0.split(separator: "/").last } == files.map { $0.split(separator: "/").last })
         for (file, copy) in zip(files, wide) {
             #expect(SourceTree.lines(of: file) == SourceTree.lines(of: copy), "\(copy) is not \(file)")

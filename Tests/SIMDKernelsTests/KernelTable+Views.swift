@@ -21,8 +21,8 @@ extension KernelTable {
         defer { workspace.deallocate() }
         // Bytes of a NaN in every type, so that a workspace read before it is written shows.
         workspace.initializeMemory(as: UInt8.self, repeating: 0xff, count: needed + guardBytes)
-        let packedA = packed.a ? pack(a, asStrips: false, inFloat64) : nil
-        let packedB = packed.b ? pack(b.transposed, asStrips: true, inFloat64) : nil
+        let packedA = packed.a ? pack(a, asStrips: false, with: b.type, inFloat64) : nil
+        let packedB = packed.b ? pack(b.transposed, asStrips: true, with: a.type, inFloat64) : nil
         defer {
             packedA?.deallocate()
             packedB?.deallocate()
@@ -38,15 +38,19 @@ extension KernelTable {
         #expect(isIntact, "\(label): memory behind the workspace was written", sourceLocation: sourceLocation)
     }
 
-    private func pack(_ lines: MatrixView, asStrips: Bool, _ inFloat64: Bool) -> UnsafeMutableRawPointer {
+    /// An operand packed for a product with one of another type, in memory of the size asked for: bytes of a NaN where
+    /// nothing was written. The caller frees it.
+    func pack(
+        _ lines: MatrixView, asStrips: Bool, with otherType: ScalarType, _ inFloat64: Bool
+    ) -> UnsafeMutableRawPointer {
         let blocks = (lines.columns + Self.packedDepth - 1) / Self.packedDepth
         let size = blocks * packedBytes(asStrips, lines.rows, inFloat64)
         let memory = UnsafeMutableRawPointer.allocate(byteCount: size, alignment: 64)
         memory.initializeMemory(as: UInt8.self, repeating: 0xff, count: size)
         for block in 0..<blocks {
             (inFloat64 ? packFloat64 : packFloat32)(
-                asStrips, lines.rows, lines.columns, block, lines.address, lines.type.rawValue, lines.rowStride,
-                lines.columnStride, memory)
+                asStrips, lines.rows, lines.columns, block, lines.address, lines.type.rawValue, otherType.rawValue,
+                lines.rowStride, lines.columnStride, memory)
         }
         return memory
     }

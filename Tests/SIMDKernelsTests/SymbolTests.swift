@@ -7,7 +7,7 @@ import Testing
 /// set would then run on processors that lack it, so such an object must hold no weak code but its own.
 @Suite struct SymbolTests {
     private static let hasNM = SourceTree.output(of: "nm --version") != nil
-    private static let wideModules = ["SIMDKernelsAVX2", "SIMDKernelsAVX512"]
+    private static let wideModules = ["SIMDKernelsAVX2", "SIMDKernelsAVX512", "SIMDKernelsAVX512BF16"]
 
     @Test(
         .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: wideModules
@@ -27,7 +27,19 @@ import Testing
         }
     }
 
-    /// Without this the test above would pass on objects that hold none of the kernels.
+    /// A function that the compiler did not inline would be called for each product of pairs.
+    @Test(.enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"))
+    func pairsAreMultipliedInTheLoop() {
+        #if arch(x86_64)
+            let objects = SourceTree.files(under: "\(SourceTree.buildFolder)/SIMDKernelsAVX512BF16.build", ending: ".o")
+            let symbols = objects.map { SourceTree.output(of: "nm '\($0)'") ?? [] }
+            let kernels = symbols.filter { $0.contains { $0.contains("multiplyFloat32") } }
+            #expect(!kernels.isEmpty)
+            #expect(!kernels.joined().contains { $0.contains("add_products_of_pairs") })
+        #endif
+    }
+
+    /// Without this the first test would pass on objects that hold none of the kernels.
     @Test(
         .enabled(if: hasNM, "nm lists the symbols of object files; it is not installed"), arguments: wideModules
     )

@@ -10,6 +10,9 @@ bool cpu_has_avx2(void);
 /// Whether they run AVX-512 F, VL, BW and DQ code, and FMA and F16C.
 bool cpu_has_avx512(void);
 
+/// Whether they run all of that and AVX-512 BF16.
+bool cpu_has_avx512bf16(void);
+
 /// "amd", "intel" or "other".
 const char *cpu_vendor(void);
 

@@ -10,7 +10,9 @@ extension CPUBackend {
         if c.isEmpty { return }
         let inFloat64 = computeType(a, b, c) == .float64
         let kernel = inFloat64 ? kernels.multiplyFloat64 : kernels.multiplyFloat32
-        let plan = MultiplyPlan(a, b, c, lanes: inFloat64 ? kernels.floatLanes / 2 : kernels.floatLanes)
+        let inPairs = kernels.multipliesPairs && a.type == .bfloat16 && b.type == .bfloat16 && !inFloat64
+        let plan = MultiplyPlan(
+            a, b, c, lanes: inFloat64 ? kernels.floatLanes / 2 : kernels.floatLanes, inPairs: inPairs)
         // C = A B and its transpose give the same bits: each entry is one sum in one order.
         let (a, b, c) = plan.isTransposed ? (b.transposed, a.transposed, c.transposed) : (a, b, c)
         let rowBlocks = (c.rows + plan.blockRows - 1) / plan.blockRows
@@ -22,11 +24,11 @@ extension CPUBackend {
         // An operand that every block of C takes whole is packed once for all of them; lines of A that the kernel can read
         // where they are stay there.
         let packedA =
-            rowBlocks == 1 && columnBlocks > 1 && !MultiplyPlan.readsLines(of: a, for: c)
-            ? try packed(a, asStrips: false, inFloat64) : nil
+            rowBlocks == 1 && columnBlocks > 1 && !MultiplyPlan.readsLines(of: a, for: c, inPairs: inPairs)
+            ? try packed(a, asStrips: false, with: b.type, inFloat64) : nil
         defer { free(packedA) }
         let packedB =
-            columnBlocks == 1 && rowBlocks > 1 ? try packed(b.transposed, asStrips: true, inFloat64) : nil
+            columnBlocks == 1 && rowBlocks > 1 ? try packed(b.transposed, asStrips: true, with: a.type, inFloat64) : nil
         defer { free(packedB) }
         let space = kernels.multiplyWorkspace(
             min(plan.blockRows, c.rows), min(plan.blockColumns, c.columns), a.columns)
@@ -47,9 +49,10 @@ extension CPUBackend {
         }
     }
 
-    /// An operand of few lines as the kernels read it. `lines` is A, or the transpose of B, which makes strips.
+    /// An operand of few lines as the kernels read it beside one of another type. `lines` is A, or the transpose of B,
+    /// which makes strips.
     private func packed(
-        _ lines: MatrixView, asStrips: Bool, _ inFloat64: Bool
+        _ lines: MatrixView, asStrips: Bool, with otherType: ScalarType, _ inFloat64: Bool
     ) throws(LowRankError) -> UnsafeMutableRawPointer {
         let pack = inFloat64 ? kernels.packFloat64 : kernels.packFloat32
         let blocks = (lines.columns + KernelTable.packedDepth - 1) / KernelTable.packedDepth
@@ -58,8 +61,8 @@ extension CPUBackend {
         // Not worth a second thread below about 100 microseconds.
         parallelFor(blocks, threads: lines.rows * lines.columns < 1 << 18 ? 1 : threads) { block, _ in
             pack(
-                asStrips, lines.rows, lines.columns, block, lines.address, lines.type.rawValue, lines.rowStride,
-                lines.columnStride, memory)
+                asStrips, lines.rows, lines.columns, block, lines.address, lines.type.rawValue, otherType.rawValue,
+                lines.rowStride, lines.columnStride, memory)
         }
         return memory
     }
@@ -73,9 +76,10 @@ private struct MultiplyPlan {
     var blockRows = 240
     var blockColumns = 240
 
-    init(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int) {
+    init(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int, inPairs: Bool) {
         isTransposed =
-            Self.cycles(b.transposed, a.transposed, c.transposed, lanes: lanes) < Self.cycles(a, b, c, lanes: lanes)
+            Self.cycles(b.transposed, a.transposed, c.transposed, lanes: lanes, inPairs: inPairs)
+            < Self.cycles(a, b, c, lanes: lanes, inPairs: inPairs)
         let (rows, columns) = isTransposed ? (c.columns, c.rows) : (c.rows, c.columns)
         // A shallow block of B leaves room for longer lines of C.
         if a.columns <= 128 { blockColumns = a.columns <= 32 ? 2048 : a.columns <= 64 ? 1024 : 512 }
@@ -92,13 +96,15 @@ private struct MultiplyPlan {
         blockColumns = max(width, blockColumns / width * width)
     }
 
-    /// Whether the kernel's tiles read the lines of A where they are.
-    static func readsLines(of a: MatrixView, for c: MatrixView) -> Bool {
-        a.columnStride == 1 && a.type == c.type.computeType
+    /// Whether the kernel's tiles read the lines of A where they are: pairs, where none is half.
+    static func readsLines(of a: MatrixView, for c: MatrixView, inPairs: Bool) -> Bool {
+        a.columnStride == 1 && (inPairs ? (a.columns | a.rowStride) % 2 == 0 : a.type == c.type.computeType)
     }
 
     /// About how many cycles the kernel takes for `C = A B`.
-    private static func cycles(_ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int) -> Double {
+    private static func cycles(
+        _ a: MatrixView, _ b: MatrixView, _ c: MatrixView, lanes: Int, inPairs: Bool
+    ) -> Double {
         // Measured per element with AVX2: copying along the lines, turning squares over in registers, single elements.
         let copied = 0.3
         let turned = 0.6
@@ -107,8 +113,9 @@ private struct MultiplyPlan {
         let width = 2 * lanes
         let paddedRows = Double(max(4, (c.rows + 1) / 2 * 2))
         let paddedColumns = Double((c.columns + width - 1) / width * width)
-        let sums = paddedRows * paddedColumns * depth / Double(2 * lanes)
-        let packA = readsLines(of: a, for: c) ? 0 : a.columnStride == 1 ? copied : a.rowStride == 1 ? turned : single
+        let sums = paddedRows * paddedColumns * depth / Double((inPairs ? 4 : 2) * lanes)
+        let isRead = readsLines(of: a, for: c, inPairs: inPairs)
+        let packA = isRead ? 0 : a.columnStride == 1 ? copied : a.rowStride == 1 ? turned : single
         let packB = b.columnStride == 1 ? copied : b.rowStride == 1 ? turned : single
         // A line of C at a time, or every element on a cache line of its own.
         let storeC = c.columnStride == 1 ? copied : 4 * single

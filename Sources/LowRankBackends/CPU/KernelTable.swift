@@ -5,6 +5,7 @@ import SIMDKernels
 #if arch(x86_64)
     import SIMDKernelsAVX2
     import SIMDKernelsAVX512
+    import SIMDKernelsAVX512BF16
 #endif
 
 /// The kernels of one instruction set. Sizes and strides are in elements, types are ``ScalarType`` raw values.
@@ -18,7 +19,7 @@ package struct KernelTable: Sendable {
     ) -> Void
     package typealias Pack = @Sendable (
         _ asStrips: Bool, _ lines: Int, _ depth: Int, _ block: Int, _ source: UnsafeRawPointer, _ type: Int32,
-        _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
+        _ otherType: Int32, _ lineStride: Int, _ depthStride: Int, _ destination: UnsafeMutableRawPointer
     ) -> Void
     package typealias Gram = @Sendable (
         _ rows: Int, _ columns: Int, _ depth: Int, _ a: UnsafeRawPointer, _ aType: Int32, _ aRow: Int, _ aColumn: Int,
@@ -53,9 +54,11 @@ package struct KernelTable: Sendable {
     ) -> Void
 
     /// The name by which LOWRANK_ISA asks for it.
-    package let name: String
+    package var name: String
     /// float32 elements of a vector register.
     package let floatLanes: Int
+    /// Whether products of two bfloat16 operands take two steps of the depth at once.
+    package var multipliesPairs: Bool
     package var multiplyFloat32: Multiply
     package var multiplyFloat64: Multiply
     package var multiplyWorkspace: @Sendable (_ rows: Int, _ columns: Int, _ depth: Int) -> Int
@@ -89,10 +92,10 @@ extension KernelTable {
 
     /// Element by element in float64: what the others are tested against.
     package static let reference = KernelTable(
-        name: "reference", floatLanes: 2,
+        name: "reference", floatLanes: 2, multipliesPairs: false,
         multiplyFloat32: SIMDKernels.multiplyReference, multiplyFloat64: SIMDKernels.multiplyReference,
         multiplyWorkspace: { _, _, _ in 0 },
-        packFloat32: { _, _, _, _, _, _, _, _, _ in }, packFloat64: { _, _, _, _, _, _, _, _, _ in },
+        packFloat32: { _, _, _, _, _, _, _, _, _, _ in }, packFloat64: { _, _, _, _, _, _, _, _, _, _ in },
         packedBytes: { _, _, _ in 0 },
         gramFloat32: SIMDKernels.gramReferenceFloat32, gramFloat64: SIMDKernels.gramReferenceFloat64,
         gramWorkspace: { _, _, _ in 0 },
@@ -106,7 +109,7 @@ extension KernelTable {
 
     /// What every CPU of the architecture runs.
     package static let baseline = KernelTable(
-        name: "baseline", floatLanes: SIMDKernels.floatLanes(),
+        name: "baseline", floatLanes: SIMDKernels.floatLanes(), multipliesPairs: SIMDKernels.multipliesPairs(),
         multiplyFloat32: SIMDKernels.multiplyFloat32, multiplyFloat64: SIMDKernels.multiplyFloat64,
         multiplyWorkspace: SIMDKernels.multiplyWorkspace,
         packFloat32: SIMDKernels.packFloat32, packFloat64: SIMDKernels.packFloat64, packedBytes: SIMDKernels.packedBytes,
@@ -122,6 +125,7 @@ extension KernelTable {
     #if arch(x86_64)
         private static let avx2 = KernelTable(
             name: "avx2", floatLanes: SIMDKernelsAVX2.floatLanes(),
+            multipliesPairs: SIMDKernelsAVX2.multipliesPairs(),
             multiplyFloat32: SIMDKernelsAVX2.multiplyFloat32, multiplyFloat64: SIMDKernelsAVX2.multiplyFloat64,
             multiplyWorkspace: SIMDKernelsAVX2.multiplyWorkspace,
             packFloat32: SIMDKernelsAVX2.packFloat32, packFloat64: SIMDKernelsAVX2.packFloat64,
@@ -137,6 +141,7 @@ extension KernelTable {
 
         private static let avx512 = KernelTable(
             name: "avx512", floatLanes: SIMDKernelsAVX512.floatLanes(),
+            multipliesPairs: SIMDKernelsAVX512.multipliesPairs(),
             multiplyFloat32: SIMDKernelsAVX512.multiplyFloat32, multiplyFloat64: SIMDKernelsAVX512.multiplyFloat64,
             multiplyWorkspace: SIMDKernelsAVX512.multiplyWorkspace,
             packFloat32: SIMDKernelsAVX512.packFloat32, packFloat64: SIMDKernelsAVX512.packFloat64,
@@ -149,6 +154,23 @@ extension KernelTable {
             panelColumns: SIMDKernelsAVX512.panelColumns(), panelWorkspace: SIMDKernelsAVX512.panelWorkspace,
             factorLU: SIMDKernelsAVX512.factorLU, factorQR: SIMDKernelsAVX512.factorQR, formQ: SIMDKernelsAVX512.formQ,
             solveWorkspace: SIMDKernelsAVX512.solveWorkspace, solveUnitLower: SIMDKernelsAVX512.solveUnitLower)
+
+        private static let avx512bf16 = KernelTable(
+            name: "avx512bf16", floatLanes: SIMDKernelsAVX512BF16.floatLanes(),
+            multipliesPairs: SIMDKernelsAVX512BF16.multipliesPairs(),
+            multiplyFloat32: SIMDKernelsAVX512BF16.multiplyFloat32,
+            multiplyFloat64: SIMDKernelsAVX512BF16.multiplyFloat64,
+            multiplyWorkspace: SIMDKernelsAVX512BF16.multiplyWorkspace,
+            packFloat32: SIMDKernelsAVX512BF16.packFloat32, packFloat64: SIMDKernelsAVX512BF16.packFloat64,
+            packedBytes: SIMDKernelsAVX512BF16.packedBytes,
+            copyScaledFloat32: SIMDKernelsAVX512BF16.copyScaledFloat32,
+            copyScaledFloat64: SIMDKernelsAVX512BF16.copyScaledFloat64,
+            maxMagnitude: SIMDKernelsAVX512BF16.maxMagnitude, firstNonFinite: SIMDKernelsAVX512BF16.firstNonFinite,
+            columnDots: SIMDKernelsAVX512BF16.columnDots,
+            panelColumns: SIMDKernelsAVX512BF16.panelColumns(), panelWorkspace: SIMDKernelsAVX512BF16.panelWorkspace,
+            factorLU: SIMDKernelsAVX512BF16.factorLU, factorQR: SIMDKernelsAVX512BF16.factorQR,
+            formQ: SIMDKernelsAVX512BF16.formQ,
+            solveWorkspace: SIMDKernelsAVX512BF16.solveWorkspace, solveUnitLower: SIMDKernelsAVX512BF16.solveUnitLower)
     #endif
 
     /// The tables that this CPU runs, the best one last.
@@ -157,6 +179,7 @@ extension KernelTable {
         #if arch(x86_64)
             if cpu_has_avx2() { tables.append(avx2) }
             if cpu_has_avx512() { tables.append(avx512) }
+            if cpu_has_avx512bf16() { tables.append(avx512bf16) }
         #endif
         return tables
     }()
