@@ -1,8 +1,7 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 //
 // Device memory, streams and contexts: libcuda.so.1 without modules and kernels, which are in kernels.cpp.
-#include "double.hpp"
-#include "include/cuda_double.h"
+#include "include/double.hpp"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -194,10 +193,10 @@ EXPORT int cuDeviceGet(int *device, int ordinal) {
   return ordinal == 0 || ordinal == 1 ? success : invalidDevice;
 }
 
-/// Compute capability 9.0 with few multiprocessors, so that small problems keep each busy more than once.
+/// Compute capability 9.0, with memory pools.
 EXPORT int cuDeviceGetAttribute(int *value, int attribute, int device) {
   ENTER;
-  static const std::map<int, int> values = {{16, 4}, {75, 9}, {76, 0}, {97, 227 << 10}, {115, 1}};
+  static const std::map<int, int> values = {{75, 9}, {76, 0}, {115, 1}};
   auto found = values.find(attribute);
   NEED(device == 0 || device == 1, invalidDevice);
   NEED(found != values.end() || violation("%s: the double has no attribute %d", __func__, attribute), invalidValue);
@@ -301,12 +300,14 @@ EXPORT int cuGetErrorString(int error, const char **text) {
 
 #define GUARD std::lock_guard<std::recursive_mutex> guard(lock())
 
-std::uint64_t cuda_double_allocate(std::size_t bytes, int device) {
+/// A new block of device memory, aligned to 16 bytes, that ends as close to the forbidden page as that allows.
+EXPORT std::uint64_t cuda_double_allocate(std::size_t bytes, int device) {
   GUARD;
   return allocate(bytes, 16, device, true);
 }
 
-void cuda_double_release(std::uint64_t address) {
+/// Frees what cuda_double_allocate returned.
+EXPORT void cuda_double_release(std::uint64_t address) {
   GUARD;
   release(address);
 }
@@ -323,51 +324,60 @@ static int copyNow(Address address, std::size_t bytes, const std::function<void(
   return 0;
 }
 
-int cuda_double_read(void *target, std::uint64_t source, std::size_t bytes) {
+/// Copies from the device, and to it, at once: what is still queued has not happened. -1 outside of a block.
+EXPORT int cuda_double_read(void *target, std::uint64_t source, std::size_t bytes) {
   return copyNow(source, bytes, [=] { std::memcpy(target, host<char>(source), bytes); });
 }
 
-int cuda_double_write(std::uint64_t target, const void *source, std::size_t bytes) {
+EXPORT int cuda_double_write(std::uint64_t target, const void *source, std::size_t bytes) {
   return copyNow(target, bytes, [=] { std::memcpy(host<char>(target), source, bytes); });
 }
 
-const char *cuda_double_violations() {
+/// What calls did wrong since this was last asked, one sentence a line; "" for nothing. Valid until the next call.
+EXPORT const char *cuda_double_violations() {
   GUARD;
   static std::string answer;
   answer = std::exchange(state.violations, "");
   return answer.c_str();
 }
 
-std::size_t cuda_double_live_blocks() {
+/// Blocks that the driver's functions allocated and that are not freed, or not yet.
+EXPORT std::size_t cuda_double_live_blocks() {
   GUARD;
   return std::count_if(state.blocks.begin(), state.blocks.end(), [](auto &block) { return !block.second.isOfTests; });
 }
 
-std::size_t cuda_double_pending() {
+/// Operations that wait for their stream to be synchronized.
+EXPORT std::size_t cuda_double_pending() {
   GUARD;
   std::size_t count = 0;
   for (auto &[stream, queue] : state.streams) count += queue.size();
   return count;
 }
 
-void cuda_double_run(void *stream) {
+/// Runs what a stream's queue holds, without counting as a call that synchronizes.
+EXPORT void cuda_double_run(void *stream) {
   GUARD;
   run(stream);
 }
 
-std::size_t cuda_double_context_depth() { return contextStack.size(); }
+/// Contexts on this thread's stack.
+EXPORT std::size_t cuda_double_context_depth() { return contextStack.size(); }
 
-std::uint64_t cuda_double_calls(const char *symbol) {
+/// How often a function, by its symbol, was called.
+EXPORT std::uint64_t cuda_double_calls(const char *symbol) {
   GUARD;
   return state.calls[symbol];
 }
 
-void cuda_double_fail(const char *symbol, int after, int status) {
+/// Makes one call of a function fail with a status: the next one, or with `after` the one after so many more.
+EXPORT void cuda_double_fail(const char *symbol, int after, int status) {
   GUARD;
   state.failures[symbol] = {after, status};
 }
 
-void cuda_double_capture(int isCapturing) {
+/// Whether all streams are being captured into a graph, during which some calls are not allowed.
+EXPORT void cuda_double_capture(int isCapturing) {
   GUARD;
   state.isCapturing = isCapturing != 0;
 }

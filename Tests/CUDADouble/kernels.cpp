@@ -2,7 +2,7 @@
 //
 // NVRTC, modules and launches. A "cubin" is a shared library: the kernels' source, compiled for the host. A kernel
 // takes one argument, a structure.
-#include "double.hpp"
+#include "include/double.hpp"
 
 #include <algorithm>
 #include <csetjmp>
@@ -226,7 +226,7 @@ EXPORT int nvrtcCompileProgram(void *handle, int count, const char *const *optio
     auto starts = [&](const char *with) { return option.rfind(with, 0) == 0; };
     if (starts("-D")) defines += " '" + option + "'";
     else if (starts("--gpu-architecture=")) program->isForDevice = starts("--gpu-architecture=sm_90");
-    else if (!starts("--std=") && !starts("-std=") && !starts("--fmad=") && option != "-default-device")
+    else if (!starts("--std="))
       return violation("%s: the double has no option %s", __func__, option.c_str()), invalidOption;
   }
   return compile(*program, defines) ? success : compilation;

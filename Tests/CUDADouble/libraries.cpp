@@ -1,7 +1,7 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 //
 // cuBLAS and cuSOLVER, column-major as they are. Products are summed in float64 here, factorisations are LAPACK's.
-#include "double.hpp"
+#include "include/double.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -22,6 +22,9 @@ extern "C" {
 FACTORIZATIONS(s, float)
 FACTORIZATIONS(d, double)
 #undef FACTORIZATIONS
+void dgemm_(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
+            const double *alpha, const double *a, const int32_t *lda, const double *b, const int32_t *ldb,
+            const double *beta, double *c, const int32_t *ldc, size_t transa_length, size_t transb_length);
 }
 
 using namespace cuda_double;
@@ -170,17 +173,13 @@ EXPORT int cublasGemmEx(void *handle, int transA, int transB, int m, int n, int 
   enqueue(kept.stream, [=] {
     poison(host<char>(kept.workspace), std::min<std::size_t>(kept.workspaceBytes, 1 << 16));
     auto left = columns(a, aType, transA, m, k, lda), right = columns(b, bType, transB, k, n, ldb);
-    std::vector<double> sum(m);
-    for (int j = 0; j < n; j++) {
-      std::fill(sum.begin(), sum.end(), 0);
-      for (int p = 0; p < k; p++) {
-        const double *column = left.data() + std::size_t(p) * m, entry = right[std::size_t(j) * k + p];
-        for (int i = 0; i < m; i++) sum[i] += column[i] * entry;
-      }
-      for (int i = 0; i < m; i++) {
-        std::size_t index = std::size_t(j) * ldc + i;
-        store(c, cType, index, factor * sum[i] + (share == 0 ? 0 : share * load(c, cType, index)));
-      }
+    std::vector<double> sums(std::size_t(m) * n);
+    double one = 1, zero = 0;
+    int rows = std::max(1, m), depth = std::max(1, k);
+    dgemm_("N", "N", &m, &n, &k, &one, left.data(), &rows, right.data(), &depth, &zero, sums.data(), &rows, 1, 1);
+    for (std::size_t i = 0; i < sums.size(); i++) {
+      std::size_t index = i / m * ldc + i % m;
+      store(c, cType, index, factor * sums[i] + (share == 0 ? 0 : share * load(c, cType, index)));
     }
   });
   return success;

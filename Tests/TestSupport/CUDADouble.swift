@@ -4,7 +4,7 @@ import LowRankBackends
 import LowRankCore
 import Testing
 
-/// The double of the CUDA libraries in this process: see Tests/CUDADouble/include/cuda_double.h.
+/// The double of the CUDA libraries in this process: see Tests/CUDADouble/include/double.hpp.
 public final class CUDADouble: Sendable {
     /// Runs a test alone, and expects it to have made no wrong call, and to leave nothing to run, allocated or current.
     ///

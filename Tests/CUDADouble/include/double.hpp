@@ -1,6 +1,14 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 //
-// What the parts of the double share: its memory, its streams and its list of violations.
+// A double of the CUDA driver, cuBLAS, cuSOLVER and NVRTC, under the names of their functions, on the CPU, for tests.
+// It is stricter than a GPU:
+// - Device memory can't be read or written by the host, starts as NaNs and ends at a page that nobody may touch.
+// - A stream is a queue: its operations run when it is synchronized and no earlier, in the order of the calls.
+// - Every span, leading dimension, alignment, type and workspace that a call names is checked when it is made.
+// - NVRTC compiles the kernels for the host. Threads of a block run one after the other between two barriers, in an
+//   order that changes from block to block. Shared memory starts as NaNs.
+// What its parts share follows: memory, streams and the list of violations. What tests ask of it is at the end of
+// driver.cpp.
 #pragma once
 
 #include <cstddef>
