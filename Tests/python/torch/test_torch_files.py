@@ -199,6 +199,22 @@ def test_a_merged_model_saves_the_same(tmp_path):
         assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
 
 
+def test_tensors_are_loaded_to_the_device_of_their_layer(tmp_path, monkeypatch):
+    """Which may be another one than the file was saved from: there is one device here, so the copies are counted."""
+    model = trained(OLoRA)
+    save_adapter(model, tmp_path)
+    moved, move = [], torch.Tensor.to
+
+    def recorded(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if arguments == (model[0].query.weight.device,) and options == {"copy": True}:
+            moved.append(tensor)
+        return move(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    assert_same_state(load_adapter(blocks(), tmp_path), model)
+    assert len(moved) == len(load_file(tmp_path / TENSORS))
+
+
 def test_frozen_columns_stay_frozen(tmp_path):
     model = trained(LaMDA)
     freeze = GradualFreeze(model, total_steps=4, fraction=1.0)

@@ -117,8 +117,8 @@ def load_adapter(
             for key in sorted(set(keys.values()) - unread):
                 raise ValueError(f"expected a tensor {key!r}, got none")
             unread.difference_update(keys.values())
-            # Cloned, since what the file maps into memory changes with it.
-            state = {key: file.get_tensor(in_file).clone() for key, in_file in keys.items()}
+            # Copied, since what the file maps into memory changes with it.
+            state = {key: file.get_tensor(each).to(site.weight.device, copy=True) for key, each in keys.items()}
             with errors_naming(site.name):
                 _check_state(adapter, state, record.layers[site.name])
                 adapter.restore(state)
