@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import lowrank_swift as lrs
@@ -51,6 +52,22 @@ def test_factorizations(dtype: Any, device: int) -> None:
                 assert a.__dlpack_device__() == (2, device)
                 close(a, b)
     assert all(export.get("stream") == 1 for export in array.exports)
+
+
+class NamedArray(DeviceArray):
+    """An array of a library that has a `from_dlpack`, as cupy's and jax's."""
+
+    def __array_namespace__(self) -> Any:
+        return SimpleNamespace(from_dlpack=lambda made: NamedArray(to_numpy(made), made.__dlpack_device__()[1]))
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_results_are_of_the_callers_library(device: int) -> None:
+    matrix = gaussian(40, 24)
+    results = *lrs.qr(NamedArray(matrix, device), 5), *lrs.lamda(NamedArray(matrix, device), 4)[1:4]
+    for got, expected in zip(results, (*lrs.qr(matrix, 5), *lrs.lamda(matrix, 4)[1:4]), strict=True):
+        assert (type(got), got.device) == (NamedArray, device)
+        close(got, expected)
 
 
 @pytest.mark.parametrize("method", ["olora", "loldu", "lamda", "pissa", "lora_xs"])
