@@ -44,7 +44,7 @@ func gramProduct<V: ComputeVector>(
     var start = 0
     while start < depth {
         packStrips(
-            V.self, x + start &* xRow &* storageSize(xType), type: xType, lines: columns,
+            V.self, V.self, x + start &* xRow &* storageSize(xType), type: xType, lines: columns,
             depth: min(depthBlock, depth &- start), lineStride: xColumn, depthStride: xRow,
             into: packedX + start &* strips &* width)
         start &+= depthBlock
@@ -56,7 +56,7 @@ func gramProduct<V: ComputeVector>(
         start = 0
         while isAcross && start < depth {
             copyLines(
-                lines + start &* aColumn &* storageSize(aType), type: aType, lines: count,
+                V.self, lines + start &* aColumn &* storageSize(aType), type: aType, lines: count,
                 depth: min(depthBlock, depth &- start), lineStride: aRow, depthStride: aColumn,
                 into: copied + start / depthBlock &* gramRows &* copiedLine)
             start &+= depthBlock
@@ -77,7 +77,7 @@ func gramProduct<V: ComputeVector>(
                     from += (start / depthBlock &* gramRows &+ i) &* copiedLine
                 } else {
                     copyLines(
-                        source, type: aType, lines: existing, depth: steps, lineStride: aRow, depthStride: aColumn,
+                        V.self, source, type: aType, lines: existing, depth: steps, lineStride: aRow, depthStride: aColumn,
                         into: copied)
                 }
                 for strip in 0..<strips {
@@ -97,7 +97,7 @@ func gramProduct<V: ComputeVector>(
             let block = copied + (isAcross ? start / depthBlock &* gramRows &* copiedLine : 0)
             if !isAcross {
                 copyLines(
-                    lines + start &* storageSize(aType), type: aType, lines: count, depth: steps, lineStride: aRow,
+                    V.self, lines + start &* storageSize(aType), type: aType, lines: count, depth: steps, lineStride: aRow,
                     depthStride: 1, into: block)
             }
             accumulateAdjoint(

@@ -163,6 +163,8 @@ extension KernelTable {
             multiplyWorkspace: SIMDKernelsAVX512BF16.multiplyWorkspace,
             packFloat32: SIMDKernelsAVX512BF16.packFloat32, packFloat64: SIMDKernelsAVX512BF16.packFloat64,
             packedBytes: SIMDKernelsAVX512BF16.packedBytes,
+            gramFloat32: SIMDKernelsAVX512BF16.gramFloat32, gramFloat64: SIMDKernelsAVX512BF16.gramFloat64,
+            gramWorkspace: SIMDKernelsAVX512BF16.gramWorkspace,
             copyScaledFloat32: SIMDKernelsAVX512BF16.copyScaledFloat32,
             copyScaledFloat64: SIMDKernelsAVX512BF16.copyScaledFloat64,
             maxMagnitude: SIMDKernelsAVX512BF16.maxMagnitude, firstNonFinite: SIMDKernelsAVX512BF16.firstNonFinite,

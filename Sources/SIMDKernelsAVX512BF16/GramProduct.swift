@@ -1,0 +1,1 @@
+../SIMDKernels/GramProduct.swift

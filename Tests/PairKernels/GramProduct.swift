@@ -1,0 +1,1 @@
+../../Sources/SIMDKernels/GramProduct.swift
