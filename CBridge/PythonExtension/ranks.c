@@ -17,7 +17,9 @@ static const char *numbers(native_call *call, PyObject *object, const char *name
   }
   if (!PyBytes_Check(object)) {
     native_raise_type_error(name, "bytes", object);
-  } else if (PyBytes_AsStringAndSize(object, &data, &size) == 0 && *count >= 0 && size != 8 * *count) {
+  } else if (PyBytes_AsStringAndSize(object, &data, &size) == 0 && size % 8 != 0) {
+    PyErr_Format(PyExc_ValueError, "%s: expected numbers of 8 bytes, got %zd bytes", name, size);
+  } else if (data != NULL && *count >= 0 && size != 8 * *count) {
     PyErr_Format(PyExc_ValueError, "%s: expected %zd numbers, got %zd bytes", name, *count, size);
   }
   call->failed = PyErr_Occurred() != NULL;

@@ -264,7 +264,7 @@ def test_weights_that_are_none(bad: Any, error: Any, message: str) -> None:
 
 
 def test_sources_of_other_types() -> None:
-    for source in (3, None, object()):
+    for source in (3, None, object(), b"model.safetensors", [3], [None, "model.safetensors"]):
         with pytest.raises(TypeError, match="weights: expected"):
             lrs.allocate_ranks(source, 2)  # type: ignore[arg-type]
     for mapping in ({}, {3: weight(4, 4)}):

@@ -65,12 +65,16 @@ class Checkpoint:
             with an index of them, a ``model.safetensors``, or other safetensors files.
 
     Raises:
+        TypeError: if one of several is no path.
         ValueError: if there are no such files, two hold the same tensor, or one is no safetensors file.
         OSError: if a file can't be read.
     """
 
     def __init__(self, source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
         paths = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+        for path in paths:
+            if not isinstance(path, (str, os.PathLike)):
+                raise TypeError(f"weights: expected a path or a sequence of paths, got one of {path!r:.40}")
         files = [file for path in paths for file in _files(Path(path).expanduser())]
         if not files:
             raise ValueError("weights: expected at least one safetensors file, got none")
