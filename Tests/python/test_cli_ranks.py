@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import lowrank_swift as lrs
 import pytest
@@ -139,6 +140,22 @@ def test_plot_of_zero_and_one_layer() -> None:
         file = io.BytesIO()
         rank_plot.draw_ranks(ranks, spectra, file)
         assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_the_plots_ticks_are_whole_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    from lowrank_swift._allocation import allocate_with_spectra
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    weights = {"a.0.x": weight(8, 6), "a.1.x": torch.zeros(8, 6), "a.2.x": torch.eye(8)}
+    ranks, spectra = allocate_with_spectra(weights, 2)
+    assert len(set(ranks.values())) > 1
+    rank_plot.draw_ranks(ranks, spectra, io.BytesIO())
+    [(_, decay, colours)] = [figure.axes for figure in drawn]
+    for ticks in (decay.get_xticks(), colours.get_yticks()):
+        assert len(ticks) > 1
+        assert all(tick == round(tick) for tick in ticks), ticks
 
 
 def test_grid_of_names() -> None:

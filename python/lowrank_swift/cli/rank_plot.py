@@ -57,6 +57,7 @@ def draw_ranks(ranks: Mapping[str, int], spectra: Mapping[str, LayerSpectrum], f
         file: Receives the image.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     rows, columns, cells = grid_of(list(ranks))
     width, height = max(3.0, 0.55 * len(columns)) + 7.0, min(16.0, max(5.0, 0.3 * len(rows) + 2.4))
@@ -64,8 +65,10 @@ def draw_ranks(ranks: Mapping[str, int], spectra: Mapping[str, LayerSpectrum], f
     grid = figure.add_gridspec(1, 2, width_ratios=(max(3.0, 0.55 * len(columns)), 5.0))
     left, right = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     image = _draw_map(left, ranks, rows, columns, cells)
-    figure.colorbar(image, ax=left, location="left", label="rank", fraction=0.05, pad=0.02)
+    ticks = MaxNLocator(integer=True)
+    figure.colorbar(image, ax=left, location="left", label="rank", fraction=0.05, pad=0.02, ticks=ticks)
     _draw_spectra(right, ranks, spectra, image)
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
     mean = sum(ranks.values()) / len(ranks)
     least, most = min(ranks.values()), max(ranks.values())
     figure.suptitle(f"{len(ranks)} layers, ranks from {least} to {most}, {mean:.1f} on average", fontsize=11)
