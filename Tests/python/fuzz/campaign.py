@@ -50,6 +50,15 @@ from fuzz_products import (
     native_effective_up_backward,
     native_forward,
 )
+from fuzz_ranks import (
+    allocation,
+    file_allocation,
+    native_allocation,
+    native_read_file,
+    native_spectrum,
+    native_warmup,
+    warmup,
+)
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from lowrank_swift import _native
@@ -84,9 +93,16 @@ CALLS: dict[str, Callable[[Draw], Call]] = {
     "_native.borrow": native_borrow,
     "_native.contents": native_contents,
     "Tensor": new_tensor,
+    "allocate_ranks": allocation,
+    "allocate_ranks of files": file_allocation,
+    "_native.allocate_ranks": native_allocation,
+    "_native.spectrum": native_spectrum,
+    "_native.read_file": native_read_file,
+    "warmup": warmup,
+    "_native.warmup": native_warmup,
 }
 # Functions of which one call tells as much as a thousand.
-TRIVIAL = {"show_config": 50, "set_num_threads": 200, "_native.config": 20}
+TRIVIAL = {"warmup": 50, "_native.warmup": 50, "show_config": 50, "set_num_threads": 200, "_native.config": 20}
 
 SECONDS_PER_CALL = 60
 # Three times what the libraries map: a call that asks for more than is there must not get at the machine's memory.
@@ -205,7 +221,8 @@ def run(name: str, draw: Draw, log: Callable[[str], None]) -> str:
                 is_written = argument != "weight" or arguments.get("in_place", True)
                 assert not is_written, f"{line}: read-only {argument} was accepted"
         for argument in replaced:
-            if isinstance(arguments[argument], (torch.Tensor, np.ndarray)) and argument not in ("out_perm", "array"):
+            takes_integers = argument in ("out_perm", "array") or name == "_native.read_file"
+            if isinstance(arguments[argument], (torch.Tensor, np.ndarray)) and not takes_integers:
                 assert old[argument] is not None, f"{line}: {argument} of a wrong dtype was accepted"
         try:
             call.check(old, arguments, result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -225,7 +226,16 @@ NUMBERS = {
     "count": (-1, 0, 1, 3, 4096, 4097, 2**31, 2**63, True, 2.0, math.nan),
     "status": (-1, 0, 5, 12, 2**31 - 1, 2**31, True, 2.0),
     "in_place": (0, 1, "", "yes", None, 2.5),
+    "mean_rank": (0, -1, 0.5, math.nan, math.inf, -math.inf, 1e300, 2**70, True, 1e-300, 3, 10**400),
+    "rank_min": RANKS,
+    "rank_max": (*RANKS, None),
+    "budget": (*RANKS, 2**62, 10**6),
+    "descriptor": (-1, 2**20, 2**31, -(2**31), 2**40, True, 2.0, math.nan),
+    "offset": (-1, 1, 7, 2**31, 2**40, 2**63 - 1, 2**63, -(2**63), True, 2.0, math.nan),
+    # What is no stream at all: another number would be taken for the address of one.
+    "stream": (-1, 2**64, 2**100, 1.0, math.nan),
 }
+NUMBERS_IN_BYTES = (math.nan, math.inf, -1.0, 0.0, 5e-324, 1e308, -1, 0, 1, 3, 2**31, 2**62, 2**63 - 1, -(2**63))
 SHAPES = (None, 3, [2, 3], (-1,), (2, -3), (2**62, 4), (2**63,), (2**40, 2**40), ("2",), (2.0,), (True, 2), (1,) * 70)
 TEXTS = (
     "",
@@ -246,6 +256,16 @@ TEXTS = (
 )
 
 
+def _of_other_bytes(draw: Draw, data: bytes) -> bytes:
+    """The same with a number of 8 bytes exchanged, or of another length."""
+    kind = choose(draw, ("number", "number", "number", "cut", "longer", "twice"))
+    if kind == "number" and len(data) >= 8:
+        at = 8 * draw(integers(0, len(data) // 8 - 1))
+        number = choose(draw, NUMBERS_IN_BYTES)
+        return data[:at] + struct.pack("=d" if isinstance(number, float) else "=q", number) + data[at + 8 :]
+    return {"cut": data[:-1], "longer": data + b"\0", "twice": data * 2}.get(kind, data + bytes(8))
+
+
 def replacement(draw: Draw, name: str, value: Any) -> Any:
     """Something in the place of an argument, mostly wrong."""
     if isinstance(value, torch.Tensor) and (value.device.type != "cpu" or value.layout != torch.strided):
@@ -254,6 +274,8 @@ def replacement(draw: Draw, name: str, value: Any) -> Any:
         return REPLACEMENTS[choose(draw, sorted(REPLACEMENTS))](draw, value)
     if isinstance(value, str):
         return choose(draw, TEXTS)
+    if isinstance(value, bytes) and draw(integers(0, 7)):
+        return _of_other_bytes(draw, value)
     if name in NUMBERS:
         return choose(draw, [*NUMBERS[name], *WRONG_TYPES])
     if name == "shape":

@@ -116,7 +116,7 @@ def _into(draw: Draw, *shape: int, dtypes: tuple[torch.dtype, ...] = (torch.floa
 def native_factorization(draw: Draw, name: str, check: Check, outputs: dict[str, tuple[int, ...]]) -> Call:
     arguments = _weight(draw)
     rows, columns, rank = *arguments["weight"].shape, arguments["rank"]
-    if name == "svd":
+    if name in ("svd", "spectrum"):
         arguments |= {"tol": 1e-4, "seed": draw(integers(0, 2**64 - 1))}
     sides = {"m": rows, "n": columns, "r": rank}
     for output, letters in outputs.items():
