@@ -257,3 +257,20 @@ def test_what_the_export_refuses(tmp_path):
     with pytest.raises(TypeError, match="dtype: expected a floating-point"):
         export_lora(model, tmp_path, dtype=torch.int8)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", (False, True))
+def test_core_only_lamda(low_cpu_mem_usage, tmp_path):
+    model = trained_mlp(LaMDAConfig, core_only=True)
+    assert [tuple(parameter.shape) for parameter in trained(model)] == [(4, 4)] * 2
+    with model.disable_adapter():
+        assert torch.equal(output(model, rows()), output(mlp(), rows()))
+    model.save_pretrained(tmp_path / "own")
+    loaded = PeftModel.from_pretrained(mlp(), tmp_path / "own", low_cpu_mem_usage=low_cpu_mem_usage)
+    assert loaded.peft_config["default"].core_only
+    assert torch.equal(output(loaded, rows()), output(model, rows()))
+    export_lora(model, tmp_path / "lora")
+    plain = PeftModel.from_pretrained(mlp(), tmp_path / "lora")
+    assert close(output(plain, rows()), output(model, rows()))
+    with pytest.raises(TypeError, match="core_only: expected a bool"):
+        LaMDAConfig(core_only="yes")

@@ -144,6 +144,7 @@ class LaMDAConfig(LowRankConfig):
     Attributes:
         tol (float): bound on the residual norms of the singular triplets, over the largest singular value.
         seed (int): seed of the factorisation's random start.
+        core_only (bool): whether the core alone trains, from the start.
 
     Example:
         >>> model = get_peft_model(model, LaMDAConfig(r=32, target_modules=["q_proj", "v_proj"]))
@@ -151,6 +152,7 @@ class LaMDAConfig(LowRankConfig):
 
     tol: float = field(default=1e-4, metadata={"help": "Tolerance of the singular triplets."})
     seed: int = field(default=0, metadata={"help": "Seed of the factorisation's random start."})
+    core_only: bool = field(default=False, metadata={"help": "Whether the core alone trains, from the start."})
 
     core_dimensions: ClassVar[int] = 2
 
@@ -161,7 +163,7 @@ class LaMDAConfig(LowRankConfig):
 
     def method(self, rank: int, alpha: float | None) -> Method:
         """Return the method for layers of this rank and alpha."""
-        return LaMDA(rank, alpha=alpha, rslora=self.use_rslora, tol=self.tol, seed=self.seed)
+        return LaMDA(rank, alpha=alpha, rslora=self.use_rslora, tol=self.tol, seed=self.seed, core_only=self.core_only)
 
 
 @dataclass
