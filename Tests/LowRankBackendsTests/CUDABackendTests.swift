@@ -287,6 +287,25 @@ import Testing
         }
     }
 
+    /// No bit of a float32 operand is lost in products that are too small, or too wide, for that.
+    @Test(arguments: [ScalarType.bfloat16, .float16])
+    func productsOf16BitNumbersAndOthers(type: ScalarType) throws {
+        let (m, k, n) = (40, 24, 96)
+        _ = try compare(
+            "\(type)", within: .product, unit: 1,
+            [
+                TestMatrix(.gaussian(m, k, seed: 29), type), TestMatrix(.gaussian(k, n, seed: 30), .float32),
+                TestMatrix(.gaussian(1, k, seed: 31), .float32), TestMatrix(undefined: m, n), TestMatrix(undefined: n, m),
+                TestMatrix(undefined: m, n), TestMatrix(.gaussian(k, n, seed: 32), type), TestMatrix(undefined: m, n),
+            ]
+        ) { (backend, v) throws(LowRankError) in
+            try backend.multiply(alpha: 1, v[0], v[1], beta: 0, into: v[3])
+            try backend.multiply(alpha: 1, v[1].transposed, v[0].transposed, beta: 0, into: v[4])
+            try backend.multiply(alpha: 1, v[0], scaledBy: v[2], v[1], beta: 0, into: v[5])
+            try backend.multiply(alpha: 1, v[0], scaledBy: v[2], v[6], beta: 0, into: v[7])
+        }
+    }
+
     // MARK: Factorisations
 
     /// Random, square, identity, triangular, with zero columns, and rank-deficient panels, for LAPACK's signs.
