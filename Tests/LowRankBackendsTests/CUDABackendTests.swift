@@ -218,6 +218,23 @@ import Testing
         }
     }
 
+    /// Of float32 operands with a small product of 16 bits, which is rounded once.
+    @Test(arguments: [ScalarType.bfloat16, .float16], [0.0, 0.5])
+    func roundedProducts(type: ScalarType, beta: Double) throws {
+        for (m, k, n) in [(40, 70, 8), (8, 130, 9), (3, 4, 3)] {
+            _ = try compare(
+                "\(type) \(m)x\(k)x\(n) beta \(beta)",
+                [
+                    TestMatrix(.integers(m, k, seed: 33)), TestMatrix(.integers(k, n, seed: 34), .float32, .columnMajor),
+                    TestMatrix(.integers(m, n, seed: 35), type, .paddedRows), TestMatrix(.integers(n, m, seed: 36), type),
+                ]
+            ) { (backend, v) throws(LowRankError) in
+                try backend.multiply(alpha: 0.5, v[0], v[1], beta: beta, into: v[2])
+                try backend.multiply(alpha: 2, v[1].transposed, v[0].transposed, beta: beta, into: v[3])
+            }
+        }
+    }
+
     /// With a factor for each number of the depth.
     @Test(arguments: ScalarType.allCases, Layout.allCases)
     func productsWithFactors(type: ScalarType, layout: Layout) throws {

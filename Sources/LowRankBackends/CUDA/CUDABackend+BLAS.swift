@@ -36,6 +36,20 @@ extension CUDABackend {
         return true
     }
 
+    /// The product of float32 matrices into a 16-bit c that is small beside them, by way of float32: cuBLAS has no other.
+    /// - Returns: false, with nothing done, where the operands are others.
+    func multiplyBeforeRounding(
+        alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+    ) throws(LowRankError) -> Bool {
+        let isSmall = 2 * c.rows * c.columns <= max(a.rows, b.columns) * a.columns
+        guard isSmall, a.type == .float32, b.type == .float32, c.type.size == 2 else { return false }
+        let order: StorageOrder = c.runsAlongColumns ? .columnMajor : .rowMajor
+        let product = try makeMatrix(rows: c.rows, columns: c.columns, type: .float32, order: order).view
+        guard try multiplyWithBLAS(alpha: alpha, a, b, beta: 0, into: product) else { return false }
+        try accumulate(product, beta: beta, into: c)
+        return true
+    }
+
     /// The product of a large 16-bit matrix and a narrow float32 one, as three products of 16-bit matrices on tensor cores
     /// instead of a float32 copy of the large one: the narrow one is the sum of three 16-bit terms, to its last bit or nearly
     /// so, which stand side by side in one matrix. Of bfloat16 terms what lies below 2^-133 is lost.

@@ -9,6 +9,7 @@ extension CUDABackend {
         precondition(a.rows == c.rows && b.columns == c.columns && a.columns == b.rows, "shapes of a product")
         if c.isEmpty { return try session.requireNoFailure() }
         if try multiplyWithBLAS(alpha: alpha, a, b, beta: beta, into: c) { return }
+        if try multiplyBeforeRounding(alpha: alpha, a, b, beta: beta, into: c) { return }
         if try multiplyInTerms(alpha: alpha, a, b, beta: beta, into: c) { return }
         try multiplyTiles(alpha: alpha, a, factors: nil, b, beta: beta, into: c)
     }
