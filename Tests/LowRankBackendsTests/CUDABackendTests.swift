@@ -17,7 +17,7 @@ import Testing
     ///   - limit: Nil for equal numbers.
     ///   - depth: Of sums, where that is more than the matrices' own size.
     ///   - unit: What residuals are measured by in place of those sizes.
-    private func compare<Result>(
+    func compare<Result>(
         _ label: String, within limit: Limit? = nil, depth: Int = 1, unit: Int? = nil,
         _ make: @autoclosure () -> [TestMatrix],
         sourceLocation: SourceLocation = #_sourceLocation,
@@ -190,136 +190,6 @@ import Testing
                 ]
             }
             #expect(results.got == results.expected, "\(label)")
-        }
-    }
-
-    /// Integers, whose sums are exact in any order.
-    @Test(arguments: ScalarType.allCases, Layout.allCases)
-    func products(type: ScalarType, layout: Layout) throws {
-        let sizes = [
-            (1, 1, 1), (3, 0, 2), (5, 7, 3), (64, 16, 64), (65, 17, 63), (33, 300, 9), (9, 64, 131), (0, 3, 4),
-        ]
-        for (m, k, n) in sizes {
-            for (aType, bType, cType) in [(type, type, type), (type, .float32, .float32), (.float32, type, .float64)] {
-                let label = "\(layout) \(m)x\(k)x\(n) \(aType) \(bType) \(cType)"
-                _ = try compare(
-                    label,
-                    [
-                        TestMatrix(.integers(m, k, seed: 10, magnitude: 1), aType, layout),
-                        TestMatrix(.integers(k, n, seed: 11, magnitude: 1), bType, .columnMajor),
-                        TestMatrix(undefined: m, n, cType, layout),
-                        TestMatrix(.integers(n, m, seed: 12), cType, .paddedRows),
-                    ]
-                ) { (backend, v) throws(LowRankError) in
-                    try backend.multiply(alpha: 2, v[0], v[1], beta: 0, into: v[2])
-                    try backend.multiply(alpha: -1, v[1].transposed, v[0].transposed, beta: 0.5, into: v[3])
-                }
-            }
-        }
-    }
-
-    /// Of float32 operands with a small product of 16 bits, which is rounded once.
-    @Test(arguments: [ScalarType.bfloat16, .float16], [0.0, 0.5])
-    func roundedProducts(type: ScalarType, beta: Double) throws {
-        for (m, k, n) in [(40, 70, 8), (8, 130, 9), (3, 4, 3)] {
-            _ = try compare(
-                "\(type) \(m)x\(k)x\(n) beta \(beta)",
-                [
-                    TestMatrix(.integers(m, k, seed: 33)), TestMatrix(.integers(k, n, seed: 34), .float32, .columnMajor),
-                    TestMatrix(.integers(m, n, seed: 35), type, .paddedRows), TestMatrix(.integers(n, m, seed: 36), type),
-                ]
-            ) { (backend, v) throws(LowRankError) in
-                try backend.multiply(alpha: 0.5, v[0], v[1], beta: beta, into: v[2])
-                try backend.multiply(alpha: 2, v[1].transposed, v[0].transposed, beta: beta, into: v[3])
-            }
-        }
-    }
-
-    /// With a factor for each number of the depth.
-    @Test(arguments: ScalarType.allCases, Layout.allCases)
-    func productsWithFactors(type: ScalarType, layout: Layout) throws {
-        for (m, k, n) in [(1, 1, 1), (5, 7, 3), (65, 33, 63), (33, 300, 9), (9, 64, 131), (0, 3, 4), (130, 3, 2)] {
-            for (bType, factorType, cType) in [
-                (type, type, type), (.bfloat16, .float32, .float32), (.float32, .float16, type), (type, .float64, .float32),
-            ] as [(ScalarType, ScalarType, ScalarType)] {
-                _ = try compare(
-                    "\(layout) \(m)x\(k)x\(n) \(type) \(factorType) \(bType) \(cType)",
-                    [
-                        TestMatrix(.integers(m, k, seed: 25, magnitude: 1), type, layout),
-                        TestMatrix(.integers(1, k, seed: 26, magnitude: 1), factorType, .strided),
-                        TestMatrix(.integers(k, n, seed: 27, magnitude: 1), bType, layout),
-                        TestMatrix(undefined: m, n, cType, layout),
-                        TestMatrix(.integers(n, m, seed: 28), cType, .paddedRows),
-                    ]
-                ) { (backend, v) throws(LowRankError) in
-                    try backend.multiply(alpha: 2, v[0], scaledBy: v[1], v[2], beta: 0, into: v[3])
-                    try backend.multiply(
-                        alpha: -1, v[2].transposed, scaledBy: v[1].transposed, v[0].transposed, beta: 0.5, into: v[4])
-                }
-            }
-        }
-    }
-
-    /// Layouts in which a library can take the operands; one of 16 bits must not make the other one lose bits.
-    @Test(arguments: ScalarType.allCases, ScalarType.allCases)
-    func productsOfRandomNumbers(aType: ScalarType, bType: ScalarType) throws {
-        for (m, k, n) in [(40, 70, 24), (8, 130, 8), (96, 8, 72)] {
-            for layouts in [
-                (Layout.rowMajor, Layout.rowMajor), (.paddedRows, .paddedColumns), (.columnMajor, .rowMajor),
-            ] {
-                _ = try compare(
-                    "\(layouts) \(m)x\(k)x\(n) \(aType) \(bType)", within: .product, depth: k,
-                    [
-                        TestMatrix(.gaussian(m, k, seed: 13), aType, layouts.0),
-                        TestMatrix(.gaussian(k, n, seed: 14), bType, layouts.1), TestMatrix(undefined: m, n, .float32),
-                        TestMatrix(undefined: n, m, bType),
-                    ]
-                ) { (backend, v) throws(LowRankError) in
-                    try backend.multiply(alpha: 1, v[0], v[1], beta: 0, into: v[2])
-                    try backend.multiply(alpha: 1, v[1].transposed, v[0].transposed, beta: 0, into: v[3])
-                }
-            }
-        }
-    }
-
-    /// A large 16-bit matrix and a narrow float32 one: no bit of the narrow one is lost on the way to 16-bit products.
-    @Test(arguments: [ScalarType.bfloat16, .float16], [1.0, 1e-5, 3e4])
-    func productsOfLargeMatricesOf16Bits(type: ScalarType, scale: Double) throws {
-        let (m, k, n) = (160, 110, 24)
-        for layout in [Layout.rowMajor, .paddedRows, .columnMajor] {
-            for beta in [0.0, 0.5] {
-                _ = try compare(
-                    "\(type) \(scale) \(layout) beta \(beta)", within: .product, unit: 1,
-                    [
-                        TestMatrix(.gaussian(m, k, seed: 21), type, layout),
-                        TestMatrix(scale * .gaussian(k, n, seed: 22), .float32, .paddedColumns),
-                        TestMatrix(scale * .gaussian(m, n, seed: 23), .float32, layout),
-                        TestMatrix(scale * .gaussian(n, m, seed: 24), .float32),
-                    ]
-                ) { (backend, v) throws(LowRankError) in
-                    try backend.multiply(alpha: 2, v[0], v[1], beta: beta, into: v[2])
-                    try backend.multiply(alpha: -1, v[1].transposed, v[0].transposed, beta: beta, into: v[3])
-                }
-            }
-        }
-    }
-
-    /// No bit of a float32 operand is lost in products that are too small, or too wide, for that.
-    @Test(arguments: [ScalarType.bfloat16, .float16])
-    func productsOf16BitNumbersAndOthers(type: ScalarType) throws {
-        let (m, k, n) = (40, 24, 96)
-        _ = try compare(
-            "\(type)", within: .product, unit: 1,
-            [
-                TestMatrix(.gaussian(m, k, seed: 29), type), TestMatrix(.gaussian(k, n, seed: 30), .float32),
-                TestMatrix(.gaussian(1, k, seed: 31), .float32), TestMatrix(undefined: m, n), TestMatrix(undefined: n, m),
-                TestMatrix(undefined: m, n), TestMatrix(.gaussian(k, n, seed: 32), type), TestMatrix(undefined: m, n),
-            ]
-        ) { (backend, v) throws(LowRankError) in
-            try backend.multiply(alpha: 1, v[0], v[1], beta: 0, into: v[3])
-            try backend.multiply(alpha: 1, v[1].transposed, v[0].transposed, beta: 0, into: v[4])
-            try backend.multiply(alpha: 1, v[0], scaledBy: v[2], v[1], beta: 0, into: v[5])
-            try backend.multiply(alpha: 1, v[0], scaledBy: v[2], v[6], beta: 0, into: v[7])
         }
     }
 
