@@ -82,6 +82,17 @@ import Testing
             "\(table.name) \(Self.cases[index].name) tol 1e-30")
     }
 
+    /// The rounding of the largest value's square is more than the others may err by: only what the checked triplets leave
+    /// brings them to the tolerance.
+    @Test(arguments: KernelTable.available.suffix(1), [1e-5, 8e-6])
+    func smallValuesBesideTheSquareOfALargeOne(table: KernelTable, tolerance: Double) throws {
+        let spectrum = (0..<200).map { $0 < 1 ? 1e4 : 1 - 2e-3 * Double($0) }
+        let weight = TestMatrix(.withSpectrum(spectrum, 260, 220, seed: 22))
+        let svd = try TruncatedSVD(
+            of: weight.view, rank: 9, tolerance: tolerance, path: .krylov, on: CPUBackend(kernels: table, threads: 2))
+        checkSVD(svd, of: weight.values, rank: 9, tolerance: tolerance, .float32, "\(table.name) tol \(tolerance)")
+    }
+
     /// A start of 16 columns sees 16 copies of a singular value at most, so the space has to notice and start anew.
     @Test(arguments: [(17, 20), (20, 24), (20, 45), (40, 41), (50, 60)], [ScalarType.float32, .float64])
     func equalSingularValuesBeyondTheBlock(counts: (copies: Int, rank: Int), type: ScalarType) throws {
