@@ -30,8 +30,12 @@ struct SVDCost {
     /// times the rank, and what a long column's memory costs.
     var krylovColumn: Double { 2.6 * rows * columns + 12 * rank * columns + 60 * rows }
 
-    /// Columns that a Krylov space needs for the spectra of pretrained weights.
-    var likelyKrylovColumns: Double { 4 * rank + 100 }
+    /// A Krylov space for the spectra of pretrained weights: as many columns as those need, and the eigenvectors of its
+    /// projection, which are found a few times.
+    var likelyKrylov: Double {
+        let columns = 4 * rank + 100
+        return columns * krylovColumn + 12 * columns * columns * columns
+    }
 
     private var check: Double { 3 * rows * columns * rank }
 }

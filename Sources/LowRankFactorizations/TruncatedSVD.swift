@@ -41,8 +41,7 @@ extension TruncatedSVD {
             let cost = SVDCost(rows: rows, columns: columns, rank: rank)
             let shorter = min(rows, columns)
             let exact: Path = shorter < 32 && cost.dense < 1e8 || 2 * rank > shorter ? .dense : .gram
-            let krylov = cost.likelyKrylovColumns * cost.krylovColumn
-            let isKrylov = 4 * rank < shorter && krylov < (exact == .dense ? cost.dense : cost.gram)
+            let isKrylov = 4 * rank < shorter && cost.likelyKrylov < (exact == .dense ? cost.dense : cost.gram)
             self = isKrylov ? .krylov : bound < Self.smallestGramBound ? .dense : exact
         }
     }
