@@ -91,4 +91,6 @@ if __name__ == "__main__":
         own = Path(sys.argv[2]) / name
         own.mkdir(exist_ok=True)
         {"ddp": ddp, "fsdp": fsdp}[sys.argv[1]](name, own)
+    # A process that leaves while another still communicates may abort.
+    dist.barrier()
     dist.destroy_process_group()
