@@ -128,10 +128,10 @@ def ldu(weight: Array, rank: int, *, dtype: Any | None = None) -> LDUResult:
 def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: Any | None = None) -> SVDResult:
     """Compute the leading `rank` singular triplets of ``W`` to a stated tolerance.
 
-    The way there is chosen by its cost. A block Krylov space takes products of ``W^T W`` with 16 vectors each, reading
-    ``W`` once, until the triplets have converged; the leading eigenvectors of ``W^T W`` in float64 serve small weights, long ones
-    and large ranks; LAPACK's SVD of a copy serves the smallest, ranks above half of ``min(m, n)``, and tolerances near
-    rounding. All end with the same check by products with ``W``.
+    The way there is chosen by its cost. A block Krylov space takes products of ``W^T W`` with 16 vectors each,
+    reading ``W`` once, until the triplets have converged; the leading eigenvectors of ``W^T W`` in float64 serve
+    small weights, long ones and large ranks; LAPACK's SVD of a copy serves the smallest, ranks above half of
+    ``min(m, n)``, and tolerances near rounding. All end with the same check by products with ``W``.
 
     Args:
         weight (Tensor): Shape ``(m, n)``, float32, float64, bfloat16 or float16, any strides. Not modified.
@@ -154,8 +154,8 @@ def svd(weight: Array, rank: int, *, tol: float = 1e-4, seed: int = 0, dtype: An
             `dtype`.
 
     Reference:
-        G. H. Golub and R. Underwood, The block Lanczos method for computing eigenvalues, 1977; restarted as in K. Wu and
-        H. Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, 2000.
+        G. H. Golub and R. Underwood, The block Lanczos method for computing eigenvalues, 1977; restarted as in K. Wu
+        and H. Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, 2000.
     """
     checked = check_weight(weight, rank, dtype)
     rank = checked.rank
