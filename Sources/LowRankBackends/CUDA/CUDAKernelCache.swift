@@ -1,4 +1,5 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
+import CCUDA
 import Glibc
 
 /// Compiled kernels on disk, for the processes of one user.
@@ -33,12 +34,12 @@ package struct CUDAKernelCache: Sendable {
     package func code(for key: String) -> [CChar]? {
         guard let directory = openFolder() else { return nil }
         defer { close(directory) }
-        let file = openat(directory, Self.fileName(for: key), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK)
+        let file = cuda_open(directory, Self.fileName(for: key), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0)
         if file < 0 { return nil }
         defer { close(file) }
         let head = Self.head(of: key)
         var status = stat()
-        guard fstat(file, &status) == 0, status.st_mode & S_IFMT == S_IFREG, isOurs(status),
+        guard fstat(file, &status) == 0, cuda_is_regular_file(status.st_mode), isOurs(status),
             status.st_size > head.count + 8, let bytes = Self.read(file, count: Int(status.st_size)),
             bytes.starts(with: head)
         else { return nil }
@@ -54,7 +55,7 @@ package struct CUDAKernelCache: Sendable {
         defer { close(directory) }
         let name = Self.fileName(for: key)
         let draft = "\(name).\(getpid()).\(UInt64.random(in: .min ... .max)).tmp"
-        let file = openat(directory, draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        let file = cuda_open(directory, draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         if file < 0 { return }
         let bytes = code.map { UInt8(bitPattern: $0) }
         let isWritten = Self.write(Self.head(of: key) + Self.bytes(of: Self.checksum(bytes[...])) + bytes, to: file)
@@ -77,7 +78,7 @@ package struct CUDAKernelCache: Sendable {
 
     /// Opens the folder, which is then the same for all that follows; nil where others may have put files there.
     private func openFolder() -> Int32? {
-        let directory = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        let directory = cuda_open(-1, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
         if directory < 0 { return nil }
         var status = stat()
         if fstat(directory, &status) == 0 && isOurs(status) { return directory }
@@ -86,7 +87,7 @@ package struct CUDAKernelCache: Sendable {
     }
 
     /// Whether the user alone can write.
-    private func isOurs(_ status: stat) -> Bool { status.st_uid == geteuid() && status.st_mode & (S_IWGRP | S_IWOTH) == 0 }
+    private func isOurs(_ status: stat) -> Bool { status.st_uid == geteuid() && !cuda_others_may_write(status.st_mode) }
 
     // MARK: Files
 
@@ -126,7 +127,7 @@ package struct CUDAKernelCache: Sendable {
         var done = 0
         while done < count {
             let more = step(done)
-            if more == 0 || (more < 0 && errno != EINTR) { return false }
+            if more == 0 || (more < 0 && !cuda_was_interrupted()) { return false }
             done += max(more, 0)
         }
         return true
