@@ -121,7 +121,7 @@ extension CPUBackend {
     }
 
     /// The kernel of `combine` for a part of a matrix, on this thread; factors are contiguous and of the compute type.
-    private func copyPart(
+    func copyPart(
         _ source: MatrixView, rowFactors: UnsafeMutableRawPointer?, columnFactors: UnsafeMutableRawPointer?,
         beta: Double, in type: ScalarType, to target: MatrixView
     ) {

@@ -35,21 +35,9 @@ extension CPUBackend {
             let rows = (index * chunk)..<min((index + 1) * chunk, z.rows)
             for part in 0..<parts {
                 let from = sums[(part * lines + rows.lowerBound)..<(part * lines + rows.upperBound), 0..<z.columns]
-                add(from, beta: part == 0 ? 0 : 1, into: z[rows: rows])
+                copyPart(
+                    from, rowFactors: nil, columnFactors: nil, beta: part == 0 ? 0 : 1, in: type, to: z[rows: rows])
             }
-        }
-    }
-
-    /// `target = source + beta * target` on one thread, in the type of both.
-    private func add(_ source: MatrixView, beta: Double, into target: MatrixView) {
-        if target.type == .float64 {
-            kernels.copyScaledFloat64(
-                source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride,
-                nil, nil, beta, target.address, target.type.rawValue, target.rowStride, target.columnStride)
-        } else {
-            kernels.copyScaledFloat32(
-                source.rows, source.columns, source.address, source.type.rawValue, source.rowStride, source.columnStride,
-                nil, nil, beta, target.address, target.type.rawValue, target.rowStride, target.columnStride)
         }
     }
 }
