@@ -145,6 +145,13 @@ extension Backend {
     public func multiply(
         alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError) {
+        try multiplyCopy(alpha: alpha, a, scaledBy: factors, b, beta: beta, into: c)
+    }
+
+    /// `c = alpha * (a diag(factors)) b + beta * c` with the scaled a in memory of its own.
+    package func multiplyCopy(
+        alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+    ) throws(LowRankError) {
         let type = computeType(a, factors)
         let scaled = try makeMatrix(rows: a.rows, columns: a.columns, type: type, order: .rowMajor)
         try copy(a, rowFactors: nil, columnFactors: factors, to: scaled.view)
@@ -153,6 +160,13 @@ extension Backend {
 
     /// Reads g twice, which a backend with a cache to keep it in can do better.
     public func multiplyPair(
+        _ g: MatrixView, _ b: MatrixView, into p: MatrixView, alpha: Double, _ h: MatrixView, into d: MatrixView
+    ) throws(LowRankError) {
+        try multiplyOneByOne(g, b, into: p, alpha: alpha, h, into: d)
+    }
+
+    /// `p = g b` and `d = alpha gᵀ h` as two products.
+    package func multiplyOneByOne(
         _ g: MatrixView, _ b: MatrixView, into p: MatrixView, alpha: Double, _ h: MatrixView, into d: MatrixView
     ) throws(LowRankError) {
         try multiply(alpha: 1, g, b, beta: 0, into: p)

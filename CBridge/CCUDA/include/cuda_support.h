@@ -33,9 +33,9 @@ void cuda_set_thread_allocator(cuda_allocator allocator);
 
 // What Swift has in its overlay of the C library alone, which would ask for a newer one than all the rest does.
 
-/// open(2) and openat(2); `directory` is -1 for a path of its own.
-static inline int cuda_open(int directory, const char *path, int flags, unsigned mode) {
-  return directory < 0 ? open(path, flags, mode) : openat(directory, path, flags, mode);
+/// openat(2).
+static inline int cuda_open_at(int directory, const char *path, int flags, unsigned mode) {
+  return openat(directory, path, flags, mode);
 }
 
 /// Whether the last call of this thread that failed was interrupted by a signal.

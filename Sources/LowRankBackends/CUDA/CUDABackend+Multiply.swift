@@ -25,10 +25,7 @@ extension CUDABackend {
         if isMixed && computeType(a, factors, b) == .float32 && c.type != .float64 {
             return try multiplyTiles(alpha: alpha, a, factors: factors, b, beta: beta, into: c)
         }
-        let type = computeType(a, factors)
-        let scaled = try makeMatrix(rows: a.rows, columns: a.columns, type: type, order: .rowMajor)
-        try copy(a, rowFactors: nil, columnFactors: factors, to: scaled.view)
-        try multiply(alpha: alpha, scaled.view, b, beta: beta, into: c)
+        try multiplyCopy(alpha: alpha, a, scaledBy: factors, b, beta: beta, into: c)
     }
 
     /// The product of any types and strides; factors for 16-bit numbers alone. A c of few tiles is summed in slices of the

@@ -13,8 +13,7 @@ extension CUDABackend {
         {
             return
         }
-        try multiply(alpha: 1, g, b, beta: 0, into: p)
-        try multiply(alpha: alpha, g.transposed, h, beta: 0, into: d)
+        try multiplyOneByOne(g, b, into: p, alpha: alpha, h, into: d)
     }
 
     /// In one reading of g. The parts of the sums depend on the shapes alone, and are added in order.

@@ -34,7 +34,7 @@ package struct CUDAKernelCache: Sendable {
     package func code(for key: String) -> [CChar]? {
         guard let directory = openFolder() else { return nil }
         defer { close(directory) }
-        let file = cuda_open(directory, Self.fileName(for: key), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0)
+        let file = cuda_open_at(directory, Self.fileName(for: key), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0)
         if file < 0 { return nil }
         defer { close(file) }
         let head = Self.head(of: key)
@@ -55,7 +55,7 @@ package struct CUDAKernelCache: Sendable {
         defer { close(directory) }
         let name = Self.fileName(for: key)
         let draft = "\(name).\(getpid()).\(UInt64.random(in: .min ... .max)).tmp"
-        let file = cuda_open(directory, draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        let file = cuda_open_at(directory, draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         if file < 0 { return }
         let bytes = code.map { UInt8(bitPattern: $0) }
         let isWritten = Self.write(Self.head(of: key) + Self.bytes(of: Self.checksum(bytes[...])) + bytes, to: file)
@@ -78,7 +78,7 @@ package struct CUDAKernelCache: Sendable {
 
     /// Opens the folder, which is then the same for all that follows; nil where others may have put files there.
     private func openFolder() -> Int32? {
-        let directory = cuda_open(-1, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
+        let directory = cuda_open_at(AT_FDCWD, folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
         if directory < 0 { return nil }
         var status = stat()
         if fstat(directory, &status) == 0 && isOurs(status) { return directory }
