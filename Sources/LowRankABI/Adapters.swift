@@ -59,14 +59,14 @@ public func lr_adapter_forward(
             }
             let device = try requireSeparate(outputs: [out], inputs: [x, core, up])
             let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
-            return try device.run { (backend) throws(LowRankError) in
+            return try device.enqueue { (backend) throws(LowRankError) in
                 try upProjection.addForward(x.view, to: out.view, on: backend)
             }
         }
         let h = try Tensor(out_h, "out_h")
         let device = try requireSeparate(outputs: [out, h], inputs: [x, down, core, up])
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
-        try device.run { (backend) throws(LowRankError) in
+        try device.enqueue { (backend) throws(LowRankError) in
             try factors.addForward(x.view, to: out.view, keeping: h.view, on: backend)
         }
     }
@@ -97,12 +97,12 @@ public func lr_adapter_backward(
                 throw .invalidArgument(argument: "x", expected: "none for an adapter without down", got: "a tensor")
             }
             let upProjection = try UpProjection(up: up.view, core: Core(core), scale: scale)
-            return try device.run { (backend) throws(LowRankError) in
+            return try device.enqueue { (backend) throws(LowRankError) in
                 try upProjection.backward(grad.view, h: h?.view, into: gradients, on: backend)
             }
         }
         let factors = try Factors(up: up.view, core: Core(core), down: down.view, scale: scale)
-        try device.run { (backend) throws(LowRankError) in
+        try device.enqueue { (backend) throws(LowRankError) in
             try factors.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: backend)
         }
     }
@@ -119,7 +119,7 @@ public func lr_effective_up(
         let out = try Tensor(out, "out")
         let device = try requireSeparate(outputs: [out], inputs: [up, core, start])
         let effective = try EffectiveUp(up: up.view, core: Core(core))
-        try device.run { (backend) throws(LowRankError) in
+        try device.enqueue { (backend) throws(LowRankError) in
             try effective.write(minus: start?.view, to: out.view, on: backend)
         }
     }
@@ -138,7 +138,7 @@ public func lr_effective_up_backward(
         let device = try requireSeparate(outputs: [dUp, dCore], inputs: [grad, up, core])
         let effective = try EffectiveUp(up: up.view, core: Core(core))
         let gradients = Gradients(core: dCore?.view, up: dUp?.view, frozenColumns: Int(frozen_columns))
-        try device.run { (backend) throws(LowRankError) in
+        try device.enqueue { (backend) throws(LowRankError) in
             try effective.backward(grad.view, into: gradients, on: backend)
         }
     }
@@ -176,7 +176,7 @@ public func lr_change_forward(
         let device = try requireSeparate(outputs: [out, h], inputs: [x, down, up, startDown, startUp])
         let factors = try Factors(up: up.view, core: .identity, down: down.view, scale: scale)
         let change = try Change(factors, startUp: startUp.view, startDown: startDown.view)
-        try device.run { (backend) throws(LowRankError) in
+        try device.enqueue { (backend) throws(LowRankError) in
             try change.addForward(x.view, to: out.view, keeping: h.view, on: backend)
         }
     }
@@ -200,7 +200,7 @@ public func lr_change_backward(
         let factors = try Factors(up: up.view, core: .identity, down: down.view, scale: scale)
         let change = try Change(factors, startUp: startUp.view, startDown: startDown.view)
         let gradients = Gradients(x: dx?.view, down: dDown?.view, up: dUp?.view)
-        try device.run { (backend) throws(LowRankError) in
+        try device.enqueue { (backend) throws(LowRankError) in
             try change.backward(grad.view, x: x?.view, h: h?.view, into: gradients, on: backend)
         }
     }

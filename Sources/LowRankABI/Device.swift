@@ -25,6 +25,14 @@ enum Device: Equatable {
         }
     }
 
+    /// As ``run(_:)``, for a body that reads no result: it may run twice, the first time without effect.
+    func enqueue(_ body: (any Backend) throws(LowRankError) -> Void) throws(LowRankError) {
+        switch self {
+        case .cpu: try body(Self.cpuBackend)
+        case .cuda(let ordinal): try CUDABackend.enqueue(onDevice: ordinal, body)
+        }
+    }
+
     private static let cpuBackend: any Backend = CPUBackend.shared
 }
 

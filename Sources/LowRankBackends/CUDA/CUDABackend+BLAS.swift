@@ -20,6 +20,7 @@ extension CUDABackend {
         guard let m = Int32(exactly: c.rows), let n = Int32(exactly: c.columns), let k = Int32(exactly: a.columns) else {
             return false
         }
+        if session.isPlanning { return true }
         let (blas, handle) = (session.device.libraries.blas, try session.libraryHandles().blas)
         let inFloat64 = a.type == .float64
         let compute = Int32(inFloat64 ? LR_CUBLAS_COMPUTE_64F : LR_CUBLAS_COMPUTE_32F)

@@ -15,6 +15,21 @@ package struct CUDABackend: Backend {
         try run(onDevice: ordinal) { (session: CUDASession) throws(LowRankError) in try body(CUDABackend(session: session)) }
     }
 
+    /// As ``run(onDevice:_:)``, for a body that reads no result of the device: it runs twice, first without any effect, which
+    /// tells how much memory it takes. So that comes as one block, and what a body throws, it throws before it writes.
+    package static func enqueue(
+        onDevice ordinal: Int, _ body: (any Backend) throws(LowRankError) -> Void
+    ) throws(LowRankError) {
+        try run(onDevice: ordinal) { (session: CUDASession) throws(LowRankError) in
+            let plan = CUDASession(on: session.device, stream: session.stream, isPlanning: true)
+            try body(CUDABackend(session: plan))
+            try plan.requireNoFailure()
+            try session.withWorkspace(bytes: plan.plannedBytes) { () throws(LowRankError) in
+                try body(CUDABackend(session: session))
+            }
+        }
+    }
+
     private static func run(
         onDevice ordinal: Int, _ body: (CUDASession) throws(LowRankError) -> Void
     ) throws(LowRankError) {

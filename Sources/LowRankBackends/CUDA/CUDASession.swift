@@ -8,12 +8,18 @@ final class CUDASession: @unchecked Sendable {
     let stream: UnsafeMutableRawPointer?
     private let allocator = cuda_thread_allocator()
     private var handles: CUDAHandles?
+    /// Where memory is taken from while there is some left.
+    private var workspace: CUDAWorkspace?
+    /// Whether nothing is enqueued, and memory only counted.
+    let isPlanning: Bool
     /// What went wrong in a method that does not throw: the next one that does throws it.
     private var failure: LowRankError?
 
-    init(on device: CUDADevice, stream: UnsafeMutableRawPointer?) {
+    init(on device: CUDADevice, stream: UnsafeMutableRawPointer?, isPlanning: Bool = false) {
         self.device = device
         self.stream = stream
+        self.isPlanning = isPlanning
+        workspace = isPlanning ? .imaginary : nil
     }
 
     deinit {
@@ -40,21 +46,41 @@ final class CUDASession: @unchecked Sendable {
 
     // MARK: Memory
 
-    /// Memory on the device, and what its allocator knows it by.
+    /// Memory on the device, and where it goes back to.
     struct Block {
         let memory: UnsafeMutableRawPointer
-        fileprivate let owner: UnsafeMutableRawPointer?
+        fileprivate let source: Source
+
+        fileprivate enum Source {
+            case workspace, driver
+            /// What the allocator knows it by.
+            case allocator(UnsafeMutableRawPointer?)
+        }
+    }
+
+    /// Bytes of intermediate memory that were in use at once while this was a plan.
+    var plannedBytes: Int { workspace?.needed ?? 0 }
+
+    /// Runs the body with one block of memory for all that it takes.
+    func withWorkspace(bytes: Int, _ body: () throws(LowRankError) -> Void) throws(LowRankError) {
+        if bytes == 0 { return try body() }
+        try withMemory(bytes: bytes) { (memory) throws(LowRankError) in
+            workspace = CUDAWorkspace(memory, bytes: bytes)
+            defer { workspace = nil }
+            try body()
+        }
     }
 
     /// Memory that is free again, for work later on this stream, as soon as it is released.
     func allocate(bytes: Int) throws(LowRankError) -> Block {
         try requireNoFailure()
         let size = max(bytes, 16)
+        if let memory = workspace?.take(bytes: size) { return Block(memory: memory, source: .workspace) }
         if let allocate = allocator.allocate {
             var (memory, owner): (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?)
             let status = allocate(allocator.context, Int32(device.ordinal), UInt64(size), &memory, &owner)
             guard status == 0, let memory else { throw .outOfMemory(bytes: size) }
-            return Block(memory: memory, owner: owner)
+            return Block(memory: memory, source: .allocator(owner))
         }
         var address: lr_cuda_address = 0
         if device.hasMemoryPools {
@@ -63,16 +89,15 @@ final class CUDASession: @unchecked Sendable {
             try driver.check(driver.cuMemAlloc_v2(&address, size), "cuMemAlloc", bytes: size)
         }
         guard let memory = UnsafeMutableRawPointer(bitPattern: UInt(address)) else { throw .outOfMemory(bytes: size) }
-        return Block(memory: memory, owner: nil)
+        return Block(memory: memory, source: .driver)
     }
 
     func release(_ block: Block) {
-        if let release = allocator.release {
-            release(allocator.context, block.owner)
-        } else if device.hasMemoryPools {
-            _ = driver.cuMemFreeAsync(block.memory.cudaAddress, stream)
-        } else {
-            _ = driver.cuMemFree_v2(block.memory.cudaAddress)
+        switch block.source {
+        case .workspace: workspace?.giveBack(block.memory)
+        case .allocator(let owner): allocator.release?(allocator.context, owner)
+        case .driver where device.hasMemoryPools: _ = driver.cuMemFreeAsync(block.memory.cudaAddress, stream)
+        case .driver: _ = driver.cuMemFree_v2(block.memory.cudaAddress)
         }
     }
 
@@ -100,6 +125,7 @@ final class CUDASession: @unchecked Sendable {
     }
 
     private func requireHostMayWait() throws(LowRankError) {
+        if isPlanning { throw .internal("CUDA: a call that only enqueues work waits for a result") }
         if try driver.isCapturing(stream) {
             throw .backendUnavailable(
                 reason: "CUDA: this call reads results on the host, which can't be captured into a graph; only the forward "
@@ -116,6 +142,7 @@ final class CUDASession: @unchecked Sendable {
         guard let x = UInt32(exactly: blocks.x), blocks.y <= 65535, blocks.z <= 65535 else {
             throw .invalidShape(argument: "weight", expected: "dimensions that a CUDA grid can cover", got: "\(blocks)")
         }
+        if isPlanning { return }
         let function = device.kernels.function(of: kernel)
         let result = withUnsafePointer(to: arguments) { pointer in
             withUnsafeTemporaryAllocation(of: UnsafeMutableRawPointer?.self, capacity: 1) { parameters in
