@@ -117,7 +117,7 @@ package struct ProductSlices {
     package init(rows: Int, columns: Int, depth: Int, processors: Int) {
         self.rows = rows
         self.columns = columns
-        let isSmall = Double(rows) * Double(columns) * Double(depth) < 0x1p20
+        let isSmall = CPUBackend.isForOneThread(rows, columns, depth)
         var (down, across) = isSmall ? (1, 1) : (Self.parts(of: rows, 1024), Self.parts(of: columns, 2048))
         // Until the processors have equal shares, or many to take turns with.
         while !isSmall && down * across % processors != 0 && down * across < 4 * processors {

@@ -100,49 +100,65 @@ extension CPUBackend {
     }
 
     /// The largest `count` eigenvalues, ascending, of a symmetric tridiagonal matrix, and their eigenvectors.
-    ///
-    /// Few vectors one by one (MRRR), which large clusters may defeat; then, and from about a fifth of all on, all by
-    /// dividing and conquering.
     private func factorTridiagonal(
         _ diagonal: UnsafePointer<Double>, _ beside: UnsafePointer<Double>, size: Int, leading count: Int
     ) throws(LowRankError) -> (values: [Double], vectors: Matrix) {
-        let (n, wanted) = (try int32(size), try int32(count))
-        let integerLength = try int32(10 * size + 3)
-        var integers = [Int32](repeating: 0, count: Int(integerLength))
-        var info: Int32 = 0
-        for findsAll in 5 * count >= size ? [true] : [false, true] {
-            // Both are overwritten.
-            var d = Array(UnsafeBufferPointer(start: diagonal, count: size))
-            var e = Array(UnsafeBufferPointer(start: beside, count: size))
-            let found = findsAll ? size : count
-            let z = try makeMatrix(rows: size, columns: found, type: .float64, order: .columnMajor)
-            let vectors = z.view.address.assumingMemoryBound(to: Double.self)
-            let workLength = try int32(findsAll ? (4 + size) * size + 1 : 18 * size)
-            let work = try allocate(elements: Int(workLength), type: .float64)
-            defer { free(work) }
-            let space = work.assumingMemoryBound(to: Double.self)
-            if findsAll {
-                OpenBLASThreads.single {
-                    dstedc_("I", [n], &d, &e, vectors, [n], space, [workLength], &integers, [integerLength], &info, 1)
-                }
-                try check(min(info, 0), "stedc")
-                if info > 0 { break }
-                let last = try makeMatrix(rows: size, columns: count, type: .float64, order: .columnMajor)
-                try copy(z.view[columns: (size - count)..<size], to: last.view)
-                return (Array(d[(size - count)...]), last)
-            }
-            var values = [Double](repeating: 0, count: size)
-            var (number, tries): (Int32, Int32) = (0, 1)
-            var support = [Int32](repeating: 0, count: 2 * size)
-            OpenBLASThreads.single {
-                dstemr_(
-                    "V", "I", [n], &d, &e, [0], [0], [n - wanted + 1], [n], &number, &values, vectors, [n],
-                    [wanted], &support, &tries, space, [workLength], &integers, [integerLength], &info, 1, 1)
-            }
-            try check(min(info, 0), "stemr")
-            if info == 0 { return (Array(values[..<count]), z) }
+        if 5 * count < size, let result = try factorLeading(diagonal, beside, size: size, count: count) { return result }
+        return try factorAll(diagonal, beside, size: size, leading: count)
+    }
+
+    /// Few eigenvectors one by one (MRRR); nil where clusters defeat it.
+    private func factorLeading(
+        _ diagonal: UnsafePointer<Double>, _ beside: UnsafePointer<Double>, size: Int, count: Int
+    ) throws(LowRankError) -> (values: [Double], vectors: Matrix)? {
+        let (n, wanted, workLength, integerLength) = (
+            try int32(size), try int32(count), try int32(18 * size), try int32(10 * size)
+        )
+        // Both are overwritten.
+        var d = Array(UnsafeBufferPointer(start: diagonal, count: size))
+        var e = Array(UnsafeBufferPointer(start: beside, count: size))
+        var values = [Double](repeating: 0, count: size)
+        var (work, integers) = (
+            [Double](repeating: 0, count: Int(workLength)), [Int32](repeating: 0, count: Int(integerLength))
+        )
+        var support = [Int32](repeating: 0, count: 2 * count)
+        let z = try makeMatrix(rows: size, columns: count, type: .float64, order: .columnMajor)
+        let vectors = z.view.address.assumingMemoryBound(to: Double.self)
+        var (number, tries, info): (Int32, Int32, Int32) = (0, 1, 0)
+        OpenBLASThreads.single {
+            dstemr_(
+                "V", "I", [n], &d, &e, [0], [0], [n - wanted + 1], [n], &number, &values, vectors, [n], [wanted], &support,
+                &tries, &work, [workLength], &integers, [integerLength], &info, 1, 1)
         }
-        throw .numericalFailure(operation: "syevr", reason: "the eigenvalues did not converge (info \(info))")
+        try check(min(info, 0), "stemr")
+        return info == 0 ? (Array(values[..<count]), z) : nil
+    }
+
+    /// All eigenvectors by dividing and conquering, which takes less time from about a fifth of them on.
+    private func factorAll(
+        _ diagonal: UnsafePointer<Double>, _ beside: UnsafePointer<Double>, size: Int, leading count: Int
+    ) throws(LowRankError) -> (values: [Double], vectors: Matrix) {
+        let (n, workLength, integerLength) = (try int32(size), try int32((4 + size) * size + 1), try int32(5 * size + 3))
+        // Both are overwritten.
+        var d = Array(UnsafeBufferPointer(start: diagonal, count: size))
+        var e = Array(UnsafeBufferPointer(start: beside, count: size))
+        var integers = [Int32](repeating: 0, count: Int(integerLength))
+        let z = try makeMatrix(rows: size, columns: size, type: .float64, order: .columnMajor)
+        let vectors = z.view.address.assumingMemoryBound(to: Double.self)
+        let memory = try allocate(elements: Int(workLength), type: .float64)
+        defer { free(memory) }
+        let work = memory.assumingMemoryBound(to: Double.self)
+        var info: Int32 = 0
+        OpenBLASThreads.single {
+            dstedc_("I", [n], &d, &e, vectors, [n], work, [workLength], &integers, [integerLength], &info, 1)
+        }
+        try check(min(info, 0), "stedc")
+        if info > 0 {
+            throw .numericalFailure(operation: "stedc", reason: "the eigenvalues did not converge (info \(info))")
+        }
+        let last = try makeMatrix(rows: size, columns: count, type: .float64, order: .columnMajor)
+        try copy(z.view[columns: (size - count)..<size], to: last.view)
+        return (Array(d[(size - count)...]), last)
     }
 
     /// LAPACK's view of an owned column-major matrix.

@@ -18,9 +18,7 @@ extension CPUBackend {
         let rowBlocks = (c.rows + plan.blockRows - 1) / plan.blockRows
         let columnBlocks = (c.columns + plan.blockColumns - 1) / plan.blockColumns
         let blocks = rowBlocks * columnBlocks
-        // Below about 50 microseconds of arithmetic waking a second thread costs more than it saves.
-        let isSmall = Double(c.rows) * Double(c.columns) * Double(a.columns) < 0x1p20
-        let workers = isSmall ? 1 : min(threads, blocks)
+        let workers = Self.isForOneThread(c.rows, c.columns, a.columns) ? 1 : min(threads, blocks)
         // An operand that every block of C takes whole is packed once for all of them; lines of A that the kernel can read
         // where they are stay there.
         let packedA =

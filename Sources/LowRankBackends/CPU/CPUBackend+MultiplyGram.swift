@@ -18,8 +18,7 @@ extension CPUBackend {
         let line = (z.columns + 2 * lanes - 1) / (2 * lanes) * 2 * lanes
         let lines = z.rows + KernelTable.gramSlack
         let sums = try makeMatrix(rows: parts * lines, columns: line, type: type, order: .rowMajor).view
-        let isSmall = Double(a.rows) * Double(a.columns) * Double(z.columns) < 0x1p20
-        let workers = isSmall ? 1 : min(threads, parts)
+        let workers = Self.isForOneThread(a.rows, a.columns, z.columns) ? 1 : min(threads, parts)
         let space = kernels.gramWorkspace(x.columns, x.rows, a.columnStride != 1)
         let workspace = try allocate(bytes: workers * space)
         defer { free(workspace) }

@@ -61,8 +61,7 @@ extension CPUBackend {
         let chunk = 512
         let chunks = (right.columns + chunk - 1) / chunk
         let rows = min(width, right.rows)
-        let isSmall = Double(rows) * Double(rows) * Double(right.columns) < 0x1p20
-        let workers = isSmall ? 1 : min(threads, chunks)
+        let workers = Self.isForOneThread(rows, rows, right.columns) ? 1 : min(threads, chunks)
         let space = kernels.solveWorkspace(rows)
         let workspace = try allocate(bytes: workers * space)
         defer { free(workspace) }

@@ -18,6 +18,12 @@ public struct CPUBackend: Backend {
 
     var threads: Int { fixedThreads ?? ThreadTeam.threadCount }
 
+    /// Whether a product has too few multiplications for a second thread: it takes less than about 50 microseconds, below which
+    /// waking one costs more than it saves.
+    static func isForOneThread(_ rows: Int, _ columns: Int, _ depth: Int) -> Bool {
+        Double(rows) * Double(columns) * Double(depth) < 0x1p20
+    }
+
     public func makeMatrix(
         rows: Int, columns: Int, type: ScalarType, order: StorageOrder
     ) throws(LowRankError) -> Matrix {
