@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 
 from lowrank_swift.torch import LaMDA, LoLDU, OLoRA
-from lowrank_swift.torch.methods import Method
+from lowrank_swift.torch.methods import Method, check_alpha, check_rank
 
 from ._card import add_import_to_card
 from ._register import tuner_type
@@ -74,6 +74,12 @@ class LowRankConfig(PeftConfig):
         for name in ("rank_pattern", "alpha_pattern"):
             if not isinstance(getattr(self, name), dict):
                 raise TypeError(f"{name}: expected a dict, got {getattr(self, name)!r}")
+        check_rank(self.r, "r")
+        check_alpha(self.lora_alpha, "lora_alpha")
+        for key, rank in self.rank_pattern.items():
+            check_rank(rank, f"rank_pattern[{key!r}]")
+        for key, alpha in self.alpha_pattern.items():
+            check_alpha(alpha, f"alpha_pattern[{key!r}]")
         if not isinstance(self.lora_dropout, Real):
             raise TypeError(f"lora_dropout: expected a number, got {self.lora_dropout!r}")
         if not 0 <= self.lora_dropout < 1:

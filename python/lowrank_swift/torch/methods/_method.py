@@ -14,10 +14,28 @@ from torch import Tensor
 
 from lowrank_swift import Factors
 
-__all__ = ["Method", "Option"]
+__all__ = ["Method", "Option", "check_alpha", "check_rank"]
 
 Option = str | float | bool | None
 """An option's value, as JSON has it."""
+
+
+def check_rank(rank: object, name: str, expected: str = "an int") -> None:
+    """Raise a TypeError or ValueError that begins with ``name`` unless this is a rank."""
+    if isinstance(rank, bool) or not isinstance(rank, int):
+        raise TypeError(f"{name}: expected {expected}, got {rank!r}")
+    if rank < 1:
+        raise ValueError(f"{name}: expected at least 1, got {rank}")
+
+
+def check_alpha(alpha: object, name: str) -> None:
+    """Raise a TypeError or ValueError that begins with ``name`` unless this is an alpha, or None."""
+    if alpha is None:
+        return
+    if not isinstance(alpha, Real):
+        raise TypeError(f"{name}: expected a number or None, got {alpha!r}")
+    if not math.isfinite(alpha) or alpha == 0:
+        raise ValueError(f"{name}: expected a finite number other than 0, got {alpha}")
 
 
 @dataclass(frozen=True)
@@ -43,16 +61,9 @@ class Method(ABC):
     trains: ClassVar[frozenset[str]]
 
     def __post_init__(self) -> None:
-        ranks = self.rank.values() if isinstance(self.rank, Mapping) else (self.rank,)
-        for rank in ranks:
-            if isinstance(rank, bool) or not isinstance(rank, int):
-                raise TypeError(f"rank: expected an int or a mapping of module names to ints, got {rank!r}")
-            if rank < 1:
-                raise ValueError(f"rank: expected at least 1, got {rank}")
-        if self.alpha is not None and not isinstance(self.alpha, Real):
-            raise TypeError(f"alpha: expected a number or None, got {self.alpha!r}")
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha != 0):
-            raise ValueError(f"alpha: expected a finite number other than 0, got {self.alpha}")
+        for rank in self.rank.values() if isinstance(self.rank, Mapping) else (self.rank,):
+            check_rank(rank, "rank", "an int or a mapping of module names to ints")
+        check_alpha(self.alpha, "alpha")
 
     def rank_of(self, module_name: str) -> int:
         """Return the rank for a layer.
