@@ -210,7 +210,7 @@ def _backward(
         grad_x = grad.new_zeros(size) if needs_input_grad[0] else None
     grads: list[Tensor | None] = []
     for scale, term, need, h in zip(scales, terms, needed, saved[_TENSORS_PER_TERM * len(needed) :], strict=True):
-        grads += _term_backward(layer, grad, x, h, scale, term, need, grad_x)
+        grads.extend(_term_backward(layer, grad, x, h, scale, term, need, grad_x))
     return (grad_x, *grads)
 
 
