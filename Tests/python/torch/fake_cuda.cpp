@@ -21,6 +21,8 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA> {
   }
   c10::Stream getStream(c10::Device device) const noexcept override { return {c10::Stream(c10::Stream::DEFAULT, device)}; }
   c10::DeviceIndex deviceCount() const noexcept override { return count; }
+  void record(void**, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {}
+  void block(void*, const c10::Stream&) const override {}
 };
 
 }  // namespace

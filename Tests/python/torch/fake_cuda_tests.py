@@ -225,6 +225,27 @@ def test_several_adapters_disabled_and_pretrained(fake):
             assert fake.run(layer, x).device == fake.device
 
 
+@every_base
+@every_device
+def test_a_layer_on_another_device_than_its_input(fake, base):
+    """As accelerate places layers for a device_map; without it, it is an error."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    other = Fake(f"cuda:{1 - fake.device.index}").device
+    for placed in (True, False):
+        model = nn.Sequential(nn.Linear(6, 7))
+        if placed:
+            hooks.add_hook_to_module(model[0], hooks.AlignDevicesHook("cpu"))
+        adapt(model, LaMDA(2), targets=["0"], base=base)
+        fake.move(model)
+        x = fake.copy(torch.randn(5, 6))
+        with fake.mode:
+            x = x.to(other)
+            with nullcontext() if placed else pytest.raises(RuntimeError, match="same device"):
+                y, grad_x, *rest = step(model, x)
+    assert (y.device, grad_x.device) == (fake.device, other)
+    assert {each.device for each in rest} == {fake.device}
+
+
 @every_method
 @every_base
 @every_device

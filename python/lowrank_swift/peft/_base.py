@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from lowrank_swift.torch._calls import is_bare
 from lowrank_swift.torch.layers import SUPPORTED_LAYERS, LayerType, is_supported, layer_type_of
 from lowrank_swift.torch.layers.conv2d import Conv2d
 from lowrank_swift.torch.layers.linear import Linear
@@ -55,8 +56,7 @@ class BaseLayer:
 
     def is_plain(self, layer: nn.Module) -> bool:
         """Return whether the layer computes what its type says, and nothing watches or replaces its call."""
-        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-        return is_supported(layer) and not any(hooks) and "forward" not in vars(layer)
+        return is_supported(layer) and is_bare(layer)
 
     def weight(self, layer: nn.Module) -> Tensor:
         """Return the weight's values as the layer has them, dequantized if need be."""

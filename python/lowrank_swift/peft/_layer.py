@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lowrank_swift import Factors
 from lowrank_swift.torch._adapter import Adapter, Term, UpCoreAdapter, make_adapter
+from lowrank_swift.torch._calls import at_its_device
 from lowrank_swift.torch._function import adapted_output, terms_output
 from lowrank_swift.torch._layer import require_frozen
 from lowrank_swift.torch._precision import working_dtype
@@ -170,11 +171,13 @@ class LowRankLayer(nn.Module, BaseTunerLayer):
             return out + self._terms_alone(x, out, terms)
         weight, bias = cast(Tensor, base.weight), cast("Tensor | None", getattr(base, "bias", None))
         require_frozen(weight, bias)
+        x = at_its_device(x, base)
         out = adapted_output(self.layer_type.prepare(x), weight, bias, self.layer_type, terms)
         return self.layer_type.finish(out, x)
 
     def _terms_alone(self, x: Tensor, like: Tensor, terms: Sequence[Term]) -> Tensor:
         """Return what terms make of an input, in the shape and dtype of the layer's output."""
+        x = at_its_device(x, self.base_layer)
         prepared, like = self.layer_type.prepare(x), self.layer_type.unfinish(like.detach(), x)
         return self.layer_type.finish(terms_output(prepared, like, self.layer_type, terms), x)
 

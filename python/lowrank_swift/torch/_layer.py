@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._adapter import Adapter, Term
+from ._calls import at_its_device
 from ._function import adapted_output
 from .layers import layer_type_of
 
@@ -18,8 +19,9 @@ __all__ = ["AdaptedLayer", "adapted_layers", "require_frozen"]
 class AdaptedLayer(nn.Module):
     """A frozen layer with its adapters, all of which act. Made by :func:`adapt`.
 
-    The layer computes with the parameters of ``base`` and does not call it, so hooks set on ``base`` do not run. What
-    it does not have itself, such as ``in_features``, is read from ``base``.
+    The layer computes with the parameters of ``base`` and does not call it, so hooks set on ``base`` do not run. Where
+    accelerate has placed ``base`` on a device, inputs are brought there. What the layer does not have itself, such as
+    ``in_features``, is read from ``base``.
 
     Attributes:
         base (torch.nn.Module): the layer that was adapted. Its weight and bias must stay frozen.
@@ -109,6 +111,7 @@ class AdaptedLayer(nn.Module):
             weight, terms = self.merged_weight, ()
         else:
             terms = self.terms()
+        x = at_its_device(x, self.base)
         if not terms:
             return self.layer_type.plain(x, weight, bias)
         # Reshaped out here, where autograd sees it: an in-place operation on the output is then allowed.

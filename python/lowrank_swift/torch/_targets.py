@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_swift._targets import check_targets, names_meant
 
+from ._calls import is_bare
 from ._errors import errors_naming
 from ._layer import AdaptedLayer, adapted_layers
 from .layers import SUPPORTED_LAYERS, LayerType, is_supported, layer_type_of
@@ -157,8 +158,7 @@ def check_site(site: Site, adapter_name: str, intact: bool) -> None:
             f"targets: expected a layer that its parent calls, got {site.name!r}; in eval mode a "
             "torch.nn.TransformerEncoderLayer reads the weights itself"
         )
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if any(hooks) or "forward" in vars(layer) or "weight" not in layer._parameters:
+    if not is_bare(layer) or "weight" not in layer._parameters:
         raise ValueError(f"targets: expected layers without hooks or a replaced forward, got one at {site.name!r}")
     if site.weight.is_meta:
         raise ValueError(f"model: expected materialised weights, got one on the meta device at {site.name!r}")
