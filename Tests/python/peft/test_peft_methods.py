@@ -305,11 +305,11 @@ def test_a_base_that_is_hooked_is_called(config):
 def test_a_base_that_accelerate_has_placed_is_not_called(config):
     """Its hook only brings the input to the layer's device, and the adapter's pass over the output is saved."""
     accelerate = pytest.importorskip("accelerate")
-    placed = accelerate.dispatch_model(mlp(), {"": "cpu"}, force_hooks=True)
-    torch.manual_seed(0)
-    model = get_peft_model(placed, config(r=4, target_modules=["lin0"], init_weights=False))
-    torch.manual_seed(0)
-    expected = output(get_peft_model(mlp(), config(r=4, target_modules=["lin0"], init_weights=False)), rows())
+    models = []
+    for base in (accelerate.dispatch_model(mlp(), {"": "cpu"}, force_hooks=True), mlp()):
+        torch.manual_seed(0)
+        models.append(get_peft_model(base, config(r=4, target_modules=["lin0"], init_weights=False)))
+    model, expected = models[0], output(models[1], rows())
     layer = model.base_model.model.lin0
     calls = []
     layer.base_layer._hf_hook.pre_forward = lambda *_: calls.append(1)
