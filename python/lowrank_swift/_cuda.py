@@ -33,7 +33,9 @@ def warmup(device: Any) -> None:
     in_use = torch is not None and torch.cuda.is_initialized()
     if index is None:
         index = torch.cuda.current_device() if torch is not None and in_use else 0
-    stream = torch.cuda.current_stream(index).cuda_stream if torch is not None and in_use else 0
+    # Of a device that torch does not find, the driver tells more.
+    is_known = torch is not None and in_use and index < torch.cuda.device_count()
+    stream = torch.cuda.current_stream(index).cuda_stream if torch is not None and is_known else 0
     _native.warmup(index, stream)
 
 

@@ -10,10 +10,21 @@ import os
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from lowrank_swift.torch import LaMDA, LoLDU, LoRAXS, OLoRA, PiSSA, adapt
 from support import LIMIT, eps, float64
+from torch import Tensor, nn
 
 DEVICE = torch.device(os.environ.get("LOWRANK_GPU_TEST_DEVICE", "cuda"))
+
+cuda_only = pytest.mark.skipif(DEVICE.type != "cuda", reason="about CUDA alone")
+
+# Convolutions are torch's own, and compared with the CPU's; cuDNN would round their operands to 10 bits.
+torch.backends.cudnn.allow_tf32 = False
+
+TARGETS = ["linear", "convolution", "head"]
+METHODS = [OLoRA, LoLDU, LaMDA, PiSSA, LoRAXS]
 
 
 def on_device(value: Any) -> Any:
@@ -39,3 +50,51 @@ def assert_close(got: Any, expected: Any, *, reference: Any = None, limit: float
     rounding = 2 * torch.finfo(expected.dtype).eps * norm if expected.dtype.itemsize == 2 else 0.0
     allowed = rounding + limit * max(expected.shape, default=1) * eps(expected) * norm
     assert distance <= allowed, f"{distance}, {allowed} allowed"
+
+
+class Network(nn.Module):
+    """A layer of each kind, with a nonlinearity between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 24)
+        self.linear = nn.Linear(24, 40)
+        self.convolution = nn.Conv2d(40, 32, 3, padding=1)
+        self.head = nn.Linear(32, 10, bias=False)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        h = torch.tanh(self.linear(self.embedding(indices)))
+        h = self.convolution(h.mT.reshape(-1, 40, 4, 5))
+        return self.head(torch.tanh(h).flatten(2).mT)
+
+
+def network(dtype: torch.dtype = torch.float32) -> Network:
+    torch.manual_seed(0)
+    return Network().to(dtype)
+
+
+def indices() -> Tensor:
+    return torch.arange(6 * 20).reshape(6, 20) * 7 % 50
+
+
+def pair(method: Any, base: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """The same adapted model on the CPU and on the device, whose adapter is found there."""
+    host, model = network(dtype), network(dtype).to(DEVICE)
+    for each in (host, model):
+        adapt(each, method(4), targets=TARGETS, base=base)
+    return host, model
+
+
+def train(model: nn.Module, steps: int, autocast: torch.dtype | None = None) -> list[Tensor]:
+    """Losses of a few steps of plain gradient descent."""
+    device = next(model.parameters()).device
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            loss = model(indices().to(device)).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses

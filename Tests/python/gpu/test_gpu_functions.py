@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lowrank_swift as lrs
 import pytest
 import torch
-from gpu_support import DEVICE, assert_close, on_device
-from support import DTYPES, SHAPES, SVD_LIMIT, views, weight
+from gpu_support import DEVICE, assert_close, cuda_only, on_device
+from support import DTYPES, LIMIT, SHAPES, SVD_LIMIT, views, weight
 
 pytestmark = pytest.mark.gpu
 
@@ -143,7 +144,7 @@ def test_large_gradients(dtype: torch.dtype, factor_dtype: torch.dtype | None) -
             assert torch.equal(a, c)
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="about streams of CUDA")
+@cuda_only
 def test_work_follows_the_current_stream() -> None:
     """A slow product on the stream before, whose result the call has to wait for."""
     matrix = weight(1024, 1024)
@@ -161,7 +162,7 @@ def test_work_follows_the_current_stream() -> None:
         assert_close(a, b)
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs of CUDA")
+@cuda_only
 def test_forward_and_backward_in_a_graph() -> None:
     lrs.warmup(DEVICE)
     m, n, r, tokens = 96, 72, 8, 64
@@ -188,12 +189,139 @@ def test_forward_and_backward_in_a_graph() -> None:
             assert_close(a, b)
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="about two devices")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_repeated_calls_are_equal(dtype: torch.dtype) -> None:
+    """Bit for bit: sums have a fixed order."""
+    matrix = on_device(weight(600, 1500, dtype))
+    for call in (
+        lambda: lrs.qr(matrix, 32),
+        lambda: lrs.ldu(matrix, 32),
+        lambda: lrs.svd(matrix, 32)[:3],
+        lambda: lrs.spectrum(matrix, 16)[:1],
+    ):
+        first = call()
+        for _ in range(3):
+            assert all(torch.equal(a, b) for a, b in zip(call(), first, strict=True))
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """Lets torch, and nobody else, round float32 operands to 10 bits."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("tf32")
+def test_float32_is_never_rounded_to_tf32() -> None:
+    size, rank = 64, 16
+    matrix, x = weight(size, size), weight(size, size, seed=1)
+    for a, b in zip(lrs.qr(on_device(matrix), rank), lrs.qr(matrix, rank), strict=True):
+        assert_close(a, b, limit=1)
+    factors = lrs.olora(matrix, rank)
+    arrays = factors._replace(up=on_device(factors.up), down=on_device(factors.down))
+    out, device_out = torch.zeros(size, size), on_device(torch.zeros(size, size))
+    h, device_h = lrs.adapter_forward(x, factors, out), lrs.adapter_forward(on_device(x), arrays, device_out)
+    assert_close(device_out, out, limit=1)
+    got, expected = (
+        lrs.adapter_backward(grad, inputs, kept, each)
+        for grad, inputs, kept, each in ((device_out, on_device(x), device_h, arrays), (out, x, h, factors))
+    )
+    for name in ("x", "down", "up"):
+        assert_close(getattr(got, name), getattr(expected, name), limit=1)
+    assert_close(lrs.merge_(on_device(matrix), arrays), lrs.merge_(matrix.clone(), factors), limit=1)
+
+
+def test_ranks() -> None:
+    weights = {str(i): weight(48, 20 + 10 * i, seed=i) for i in range(4)}
+    ranks = lrs.allocate_ranks({name: on_device(each) for name, each in weights.items()}, 6, progress=False)
+    assert dict(ranks) == dict(lrs.allocate_ranks(weights, 6, progress=False))
+
+
+@cuda_only
+def test_memory_is_torchs_own_and_comes_back() -> None:
+    matrix = on_device(weight(512, 512))
+    lrs.qr(matrix, 16)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(20):
+        lrs.qr(matrix, 16)
+    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.max_memory_allocated() > before + 2 * 4 * 512 * 16
+
+
+@cuda_only
+def test_warmup() -> None:
+    for device in ("cuda", "cuda:0", torch.device("cuda"), torch.device("cuda", 0), 0):
+        lrs.warmup(device)
+    with pytest.raises(lrs.BackendUnavailableError, match="CUDA device 63 is not there"):
+        lrs.warmup("cuda:63")
+    with pytest.raises(ValueError, match="CUDA device"):
+        lrs.warmup("cpu")
+
+
+@cuda_only
+def test_arrays_of_cupy() -> None:
+    cupy = pytest.importorskip("cupy")
+    matrix = weight(40, 60)
+    array = cupy.asarray(matrix.numpy())
+    for a, b in zip(lrs.qr(array, 9), lrs.qr(matrix, 9), strict=True):
+        assert isinstance(a, cupy.ndarray)
+        assert_close(torch.from_dlpack(a), b)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        factors = lrs.olora_(array, 9)
+        difference = array + factors.up @ factors.down
+    stream.synchronize()
+    assert_close(torch.from_dlpack(difference), matrix)
+    out = cupy.zeros((5, 40), dtype=cupy.float32)
+    x = weight(5, 60, seed=1)
+    h = lrs.adapter_forward(cupy.asarray(x.numpy()), factors, out)
+    assert isinstance(h, cupy.ndarray)
+    assert_close(torch.from_dlpack(out), x @ torch.from_dlpack(factors.delta()).cpu().mT, limit=LIMIT)
+
+
+@cuda_only
+def test_arrays_of_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It takes most of the memory otherwise.
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax = pytest.importorskip("jax")
+    if jax.default_backend() != "gpu":
+        pytest.skip("jax has no GPU")
+    matrix = weight(40, 60)
+    array = jax.numpy.asarray(matrix.numpy())
+    for a, b in zip(lrs.qr(array, 9), lrs.qr(matrix, 9), strict=True):
+        assert isinstance(a, jax.Array)
+        assert_close(torch.from_dlpack(a), b)
+    assert isinstance(lrs.olora(array, 9).delta(), jax.Array)
+
+
+@cuda_only
 def test_errors() -> None:
+    """Each says what it is about, writes nothing, and leaves a device that goes on working."""
     matrix = weight(9, 7)
+    array = on_device(matrix)
     factors = lrs.Factors("olora", weight(9, 3), None, on_device(weight(3, 7)), 1.0)
     with pytest.raises(BufferError, match="up: expected memory on CUDA device"):
-        lrs.merge_(on_device(matrix), factors)
-    matrix[3, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"weight: expected finite values.*\[3, 2\]"):
-        lrs.qr(on_device(matrix), 3)
+        lrs.merge_(array, factors)
+    for rank in (0, 8, 2**40):
+        with pytest.raises(ValueError, match="rank: expected 1 <= rank <= min"):
+            lrs.qr(array, rank)
+    with pytest.raises(TypeError, match="weight: expected"):
+        lrs.qr(torch.ones(9, 7, dtype=torch.int32, device=DEVICE), 3)
+    with pytest.raises(ValueError, match="2 dimensions"):
+        lrs.qr(array[None], 3)
+    square = on_device(weight(7, 7))
+    with pytest.raises(BufferError, match="overlap"):
+        lrs.merge_(square, lrs.Factors("olora", square[:, :2], None, on_device(weight(2, 7)), 1.0))
+    assert torch.equal(square.cpu(), weight(7, 7))
+    for value in (torch.nan, torch.inf):
+        bad = matrix.clone()
+        bad[3, 2] = value
+        kept = on_device(bad)
+        for call in (lrs.qr, lrs.olora_, lrs.svd):
+            with pytest.raises(ValueError, match=r"weight: expected finite values.*\[3, 2\]"):
+                call(kept, 3)
+        assert torch.equal(kept.cpu().nan_to_num(), bad.nan_to_num())
+    for a, b in zip(lrs.qr(array, 3), lrs.qr(matrix, 3), strict=True):
+        assert_close(a, b)

@@ -7,65 +7,29 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import lowrank_swift as lrs
 import pytest
 import torch
-from gpu_support import DEVICE, assert_close
-from lowrank_swift.torch import LaMDA, LoLDU, LoRAXS, OLoRA, PiSSA, adapt, load_adapter, merge, save_adapter, unmerge
-from torch import Tensor, nn
+from gpu_support import DEVICE, METHODS, TARGETS, assert_close, indices, network, pair, train
+from lowrank_swift.torch import (
+    GradualFreeze,
+    LaMDA,
+    LoLDU,
+    OLoRA,
+    PiSSA,
+    adapt,
+    allocate_ranks,
+    disabled,
+    export_lora,
+    load_adapter,
+    merge,
+    named_adapters,
+    save_adapter,
+    unadapt,
+    unmerge,
+)
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.gpu
-
-TARGETS = ["linear", "convolution", "head"]
-METHODS = [OLoRA, LoLDU, LaMDA, PiSSA, LoRAXS]
-
-
-class Network(nn.Module):
-    """A layer of each kind, with a nonlinearity between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(50, 24)
-        self.linear = nn.Linear(24, 40)
-        self.convolution = nn.Conv2d(40, 32, 3, padding=1)
-        self.head = nn.Linear(32, 10, bias=False)
-
-    def forward(self, indices: Tensor) -> Tensor:
-        h = torch.tanh(self.linear(self.embedding(indices)))
-        h = self.convolution(h.mT.reshape(-1, 40, 4, 5))
-        return self.head(torch.tanh(h).flatten(2).mT)
-
-
-def network(dtype: torch.dtype = torch.float32) -> Network:
-    torch.manual_seed(0)
-    return Network().to(dtype)
-
-
-def indices() -> Tensor:
-    return torch.arange(6 * 20).reshape(6, 20) * 7 % 50
-
-
-def pair(method: Any, base: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
-    """The same adapted model on the CPU and on the device, whose adapter is found there."""
-    host, model = network(dtype), network(dtype).to(DEVICE)
-    for each in (host, model):
-        adapt(each, method(4), targets=TARGETS, base=base)
-    return host, model
-
-
-def train(model: nn.Module, steps: int, autocast: torch.dtype | None = None) -> list[Tensor]:
-    """Losses of a few steps of plain gradient descent."""
-    device = next(model.parameters()).device
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            loss = model(indices().to(device)).float().square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return losses
 
 
 @pytest.mark.parametrize("base", ["residual", "intact"])
@@ -84,10 +48,93 @@ def test_16_bit_models(dtype: torch.dtype) -> None:
     assert all(torch.isfinite(loss) for loss in train(model, 3))
 
 
-def test_autocast() -> None:
-    _, model = pair(OLoRA, "residual")
-    losses = train(model, 6, autocast=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast(method: Any, dtype: torch.dtype) -> None:
+    host, model = pair(method, "residual")
+    with torch.autocast(DEVICE.type, dtype):
+        y = model(indices().to(DEVICE))
+    assert y.dtype is dtype
+    assert_close(y.detach(), host(indices()).detach().to(dtype))
+    losses = train(model, 6, autocast=dtype)
     assert losses[-1] < losses[0]
+
+
+def test_scaled_losses() -> None:
+    """Float16 with a GradScaler, which skips steps without harm."""
+    _, model = pair(LaMDA, "intact")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, scaler = torch.optim.AdamW(parameters, lr=1e-2), torch.amp.GradScaler(DEVICE.type)
+    freeze, losses = GradualFreeze(model, total_steps=8, fraction=0.5, optimizer=optimizer), []
+    for _ in range(8):
+        with torch.autocast(DEVICE.type, torch.float16):
+            loss = model(indices().to(DEVICE)).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        freeze.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    assert losses[-1] < losses[0]
+    frozen = [buffer for name, buffer in model.named_buffers() if name.endswith("frozen_columns")]
+    assert len(frozen) == len(TARGETS)
+    assert all(buffer.device.type == DEVICE.type and int(buffer) == 4 for buffer in frozen)
+
+
+def test_gradual_freezing() -> None:
+    """Frozen columns stay bit for bit what they are, and the rest trains as on the CPU."""
+    host, model = pair(LaMDA, "residual")
+    schedules = [GradualFreeze(each, total_steps=10, fraction=1.0) for each in (host, model)]
+    for schedule in schedules:
+        for _ in range(5):
+            schedule.step()
+    before = [factors.up.detach().clone() for _, factors in named_adapters(model)]
+    for got, expected in zip(train(model, 3), train(host, 3), strict=True):
+        assert_close(got, expected, limit=1000)
+    for (_, factors), start in zip(named_adapters(model), before, strict=True):
+        assert torch.equal(factors.up[:, :2], start[:, :2]) and not torch.equal(factors.up[:, 2:], start[:, 2:])
+
+
+def test_disabled_and_removed() -> None:
+    plain = network().to(DEVICE)(indices().to(DEVICE)).detach().cpu()
+    for base in ("intact", "residual"):
+        _, model = pair(LoLDU, base)
+        train(model, 2)
+        assert not torch.equal(model(indices().to(DEVICE)).detach().cpu(), plain)
+        with disabled(model):
+            assert_close(model(indices().to(DEVICE)).detach(), plain)
+        assert_close(unadapt(model)(indices().to(DEVICE)).detach(), plain)
+
+
+def test_several_adapters() -> None:
+    host, model = pair(LoLDU, "intact")
+    for each in (host, model):
+        adapt(each, OLoRA(2), targets=TARGETS, name="second")
+    for got, expected in zip(train(model, 3), train(host, 3), strict=True):
+        assert_close(got, expected, limit=1000)
+
+
+def test_embeddings() -> None:
+    host, model = network(), network().to(DEVICE)
+    for each in (host, model):
+        adapt(each, OLoRA(4), targets=["embedding", "linear"])
+    for got, expected in zip(train(model, 3), train(host, 3), strict=True):
+        assert_close(got, expected, limit=1000)
+
+
+def test_ranks() -> None:
+    host, model = network(), network().to(DEVICE)
+    ranks = [dict(allocate_ranks(each, TARGETS, 4, progress=False)) for each in (host, model)]
+    assert ranks[0] == ranks[1]
+
+
+def test_conversions() -> None:
+    """To 16 bits and to other devices, with the function kept."""
+    _, model = pair(LaMDA, "intact")
+    plain = network().to(DEVICE, torch.bfloat16)
+    y = model.to(torch.bfloat16)(indices().to(DEVICE)).detach()
+    assert_close(y, plain(indices().to(DEVICE)).detach().cpu())
+    assert torch.equal(model.to("cpu").to(DEVICE)(indices().to(DEVICE)), y)
 
 
 def test_merging() -> None:
@@ -111,60 +158,34 @@ def test_files(tmp_path: Path) -> None:
     assert_close(other(indices().to(DEVICE)).detach(), model(indices().to(DEVICE)).detach().cpu())
 
 
+def test_states(tmp_path: Path) -> None:
+    """Of a device, read on another, and copied."""
+    host, model = pair(LaMDA, "residual")
+    train(model, 2)
+    expected = model(indices().to(DEVICE)).detach()
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    host.load_state_dict(torch.load(tmp_path / "state.pt", map_location="cpu"))
+    assert_close(expected, host(indices()).detach())
+    assert torch.equal(copy.deepcopy(model)(indices().to(DEVICE)), expected)
+    torch.save(model, tmp_path / "model.pt")
+    whole = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(whole(indices().to(DEVICE)), expected)
+
+
+def test_export(tmp_path: Path) -> None:
+    host, model = pair(OLoRA, "intact")
+    for name, each in (("host", host), ("device", model)):
+        train(each, 2)
+        export_lora(each, tmp_path / name)
+    got, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("device", "host"))
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert_close(got[key].to(DEVICE), value, limit=1000)
+
+
 def test_moved_models() -> None:
     """A model adapted on the CPU and moved then."""
     host, _ = pair(OLoRA, "residual")
     moved = copy.deepcopy(host).to(DEVICE)
     for got, expected in zip(train(moved, 3), train(host, 3), strict=True):
         assert_close(got, expected, limit=1000)
-
-
-def test_compiled_models() -> None:
-    host, model = pair(OLoRA, "intact")
-    compiled = torch.compile(model)
-    assert_close(compiled(indices().to(DEVICE)).detach(), host(indices()).detach())
-
-
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs of CUDA")
-@pytest.mark.parametrize("method", METHODS)
-def test_graphs(method: Any) -> None:
-    """A step in a graph; of LaMDA one whose number of frozen columns changes between two replays."""
-    _, model = pair(method, "intact")
-    x = indices().to(DEVICE)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def step() -> None:
-        model(x).square().mean().backward()
-
-    lrs.warmup(DEVICE)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            model.zero_grad()
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    model.zero_grad()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    captured = [parameter.grad for parameter in parameters]
-    for count in (0, 2):
-        for name, buffer in model.named_buffers():
-            if name.endswith("frozen_columns"):
-                buffer.fill_(count)
-        graph.replay()
-        model.zero_grad()
-        step()
-        for gradient, parameter in zip(captured, parameters, strict=True):
-            assert_close(gradient, parameter.grad.cpu())
-
-
-@pytest.mark.skipif(DEVICE.type != "cuda" or torch.cuda.device_count() < 2, reason="about two GPUs")
-def test_second_gpu() -> None:
-    host, _ = pair(LaMDA, "residual")
-    other = network().to("cuda:1")
-    adapt(other, LaMDA(4), targets=TARGETS, base="residual")
-    assert torch.cuda.current_device() == 0
-    assert_close(other(indices().to("cuda:1")).detach(), host(indices()).detach())
-    assert all(torch.isfinite(loss) for loss in train(other, 2))
