@@ -73,7 +73,7 @@ test-cuda-headers: $(VENV)/.created ## Compare the declarations of CUDA's functi
 
 test-gpu: ## Compare results on a CUDA GPU with the CPU's, with the package that is installed for GPU_PYTHON
 	@$(call gpu_python_has,lowrank_swift numpy pytest torch)
-	$(GPU_PYTHON) -m pytest Tests/python/gpu -m gpu -rs
+	$(GPU_PYTHON) -m pytest Tests/python/gpu -m gpu -rs --durations=5 -o faulthandler_timeout=120
 
 bench: $(VENV)/.installed-demo $(VENV)/.model ## Compare times and memory with PEFT's and torch's, and check the results; 15 minutes
 	$(VENV)/bin/lowrank-swift bench --out python/benchmarks/results $(BENCH)

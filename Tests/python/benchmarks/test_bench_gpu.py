@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from lowrank_swift.benchmarks import gpu
+from lowrank_swift.benchmarks.table import Line, WrongResult
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -20,11 +22,32 @@ def test_rows_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_rows_on_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("peft")
-    names = [name for name in gpu.ROWS if name != "memory"]
-    assert gpu.main(["--quick", "--device", "cpu", "--rows", ",".join(names)]) == 0
+    pytest.importorskip("transformers")
+    assert gpu.main(["--quick", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    for row in ("olora_", "loldu", "loldu_", "lamda", "overhead, LoLDU intact"):
+    for row in ("olora_", "loldu", "loldu_", "lamda", "overhead, OLoRA residual", "peak memory, LaMDA"):
         assert f"{row}: " in text, row
+    assert "0 of 7 rows failed" in text
+
+
+def test_a_row_that_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others run, and the result tells."""
+
+    def broken(_: gpu.Gpu) -> Iterator[Line]:
+        raise RuntimeError("out of memory")
+
+    def wrong(_: gpu.Gpu) -> Iterator[Line]:
+        raise WrongResult("the error is 2, 1 is allowed")
+
+    def right(_: gpu.Gpu) -> Iterator[Line]:
+        yield Line("right", "2x2", 1.0, "ms", None, "torch", 2.0, 2.0)
+
+    monkeypatch.setattr(gpu, "ROWS", {"broken": broken, "wrong": wrong, "right": right})
+    assert gpu.main(["--device", "cpu", "--rows", "broken,wrong,right"]) == 1
+    text = capsys.readouterr().out
+    for expected in ("broken: RuntimeError: out of memory", "wrong: WRONG: the error is 2", "right: 2x2: 1 ms"):
+        assert expected in text
+    assert "2 of 3 rows failed" in text
 
 
 def test_unknown_rows(capsys: pytest.CaptureFixture[str]) -> None:

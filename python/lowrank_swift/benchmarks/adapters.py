@@ -54,7 +54,7 @@ def layer_errors(model: nn.Module, weight: Tensor, x: Tensor, grad: Tensor) -> d
     ((_, factors),) = named_adapters(model)
     up, down = factors.up.detach().double(), factors.down.detach().double()
     rank = up.shape[1]
-    core = torch.eye(rank, dtype=torch.float64) if factors.core is None else factors.core.detach().double()
+    core = torch.eye(rank, dtype=up.dtype, device=up.device) if factors.core is None else factors.core.detach().double()
     is_diagonal = core.ndim == 1
     core = torch.diag(core) if is_diagonal else core
     wide_x, wide_grad, wide = x.detach().double(), grad.double(), weight.double()

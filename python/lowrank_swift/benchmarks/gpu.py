@@ -1,8 +1,9 @@
 # Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 """`python -m lowrank_swift.benchmarks.gpu`: CUDA tensors beside torch's and PEFT's ways, with results checked first.
 
-Times are those of the device between two events around a call. Without a GPU every row says that it needs one, and
-nothing is written.
+Times are those of the device between two events around a call, with its cache cleared before; the median of all rounds
+counts. What one row finds is written before the next begins, and a row that fails keeps no other from running.
+Without a GPU every row says that it needs one, and nothing is written.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,67 +23,20 @@ from torch import Tensor, nn
 
 import lowrank_swift as lrs
 from lowrank_swift import Factors
-from lowrank_swift.torch import GradualFreeze, LaMDA, LoLDU, adapt
+from lowrank_swift.torch import GradualFreeze, LaMDA, LoLDU, OLoRA, adapt
 
 from . import peers
-from .adapters import BARE, PEFT, adapted, clear, frozen_linear
+from .adapters import BARE, PEFT, adapted, clear, frozen_linear, layer_errors
+from .device import FLOOR, Gpu
 from .measure import Run, Timing, environment
 from .networks import llama
-from .table import OURS, Goal, Line, WrongResult, matrix
+from .table import OURS, Goal, Line, WrongResult, check
 
 __all__ = ["main"]
 
-FLOOR = "bandwidth floor"
+PEFT_16 = "PEFT LoRA, bfloat16"
 LLAMA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Where to measure, and how often."""
-
-    device: torch.device
-    repetitions: int
-    is_quick: bool
-
-    def side(self, size: int) -> int:
-        """Return a size, a sixteenth of it in a quick run."""
-        return max(64, size // 16) if self.is_quick else size
-
-    def matrix(self, rows: int, columns: int, dtype: torch.dtype, *, decay: bool = False) -> Tensor:
-        """Return a seeded weight on the device."""
-        return matrix(rows, columns, dtype, decay=decay).to(self.device)
-
-    def milliseconds(self, run: Run) -> float:
-        """Return how long the device works on a call."""
-        if self.device.type != "cuda":
-            begin = time.perf_counter()
-            run()
-            return 1e3 * (time.perf_counter() - begin)
-        event: Any = torch.cuda.Event
-        start, end = event(enable_timing=True), event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-    def time(self, contenders: Mapping[str, Run], before: Run = lambda: None) -> dict[str, Timing]:
-        """Time the contenders in turn, after one round to warm up; what takes seconds runs twice."""
-        times: dict[str, list[float]] = {name: [] for name in contenders}
-        for round_ in range(self.repetitions + 1):
-            for name, run in contenders.items():
-                if round_ > 2 and max(times[name]) > 1000:
-                    continue
-                before()
-                elapsed = self.milliseconds(run)
-                if round_ > 0:
-                    times[name].append(elapsed)
-        return {name: Timing(tuple(each)) for name, each in times.items()}
-
-    def floor(self, passes: float, weight: Tensor) -> float:
-        """Return the time of so many passes over a weight, by the time of a copy, which is two."""
-        target = torch.empty_like(weight)
-        return self.time({FLOOR: lambda: target.copy_(weight)})[FLOOR].median * passes / 2
+EPS = torch.finfo(torch.float32).eps
 
 
 Measure = Callable[[Gpu], Iterator[Line]]
@@ -98,6 +52,14 @@ def _residual_error(weight: Tensor, changed: Tensor, factors: Factors) -> float:
     """How far residual and adapter are from the weight, relative to it."""
     sum_ = changed.double() + factors.delta().double()
     return float((sum_ - weight.double()).norm() / weight.double().norm())
+
+
+def _panel_error(weight: Tensor, factors: Factors) -> float:
+    """How far the product is from the weight in the first columns, where it is exact but for rounding."""
+    rank = factors.up.shape[1]
+    up, panel = factors.up.double(), weight[:, :rank].double()
+    up = up if factors.core is None else up * factors.core.double()
+    return float((up @ factors.down[:, :rank].double() - panel).norm() / panel.norm())
 
 
 def _lines(
@@ -132,6 +94,9 @@ def _olora_(dtype: torch.dtype) -> Measure:
         what = f"{side}x{side} r={rank} {dtype}"
         factors = lrs.olora_(work, rank)
         error = _check(what, _residual_error(weight, work, factors), 4 * torch.finfo(dtype).eps)
+        _check(f"{what}, panel", _panel_error(weight, factors), 100 * EPS)
+        identity = torch.eye(rank, dtype=torch.float64, device=gpu.device)
+        _check(f"{what}, Q", float((factors.up.double().mT @ factors.up.double() - identity).norm()), 100 * EPS)
         timings = gpu.time(
             {
                 OURS: lambda: lrs.olora_(work, rank),
@@ -155,7 +120,8 @@ def _loldu(in_place: bool) -> Measure:
         what = f"{side}x{side} r={rank} torch.float32"
         ours = lrs.loldu_ if in_place else lrs.loldu
         factors = lrs.loldu_(work, rank)
-        error = _check(what, _residual_error(weight, work, factors), 100 * torch.finfo(torch.float32).eps)
+        error = _check(what, _residual_error(weight, work, factors), 100 * EPS)
+        _check(f"{what}, panel", _panel_error(weight, factors), 1000 * EPS)
         peer = peers.torch_lu_ if in_place else peers.torch_lu
         timings = gpu.time(
             {OURS: lambda: ours(work, rank), "torch.linalg.lu": lambda: peer(work, rank)},
@@ -173,8 +139,10 @@ def _lamda(gpu: Gpu) -> Iterator[Line]:
     what = f"{side}x{side} r={rank} tol={tol:g}"
 
     def error_of(u: Tensor, s: Tensor, vh: Tensor) -> float:
-        residuals = weight.double() @ vh.double().mT - u.double() * s.double()
-        return float(residuals.norm(dim=0).max() / s[0])
+        left, right, values = u.double(), vh.double().mT, s.double()
+        wide = weight.double()
+        residuals = (wide @ right - left * values, wide.mT @ left - right * values)
+        return max(float(each.norm(dim=0).max() / values[0]) for each in residuals)
 
     def random() -> tuple[Tensor, Tensor, Tensor]:
         torch.manual_seed(0)
@@ -205,31 +173,33 @@ def _step(gpu: Gpu) -> Iterator[Line]:
     layers = {
         BARE: nn.Sequential(frozen_linear(weight)),
         PEFT: peers.peft_lora(frozen_linear(weight), rank).to(gpu.device),
+        PEFT_16: peers.peft_model(nn.Sequential(frozen_linear(weight)), rank, ["0"], same_dtype=True).to(gpu.device),
     }
-    for method in (LoLDU, LaMDA):
-        layers[f"{method.__name__} intact"] = adapted(weight, method, rank, "intact")
+    # Passes over x, or what is as large: x, then y read and written; g, then the gradient of x read and written, and x
+    # again where the down-projection trains. All else is small.
+    passes, errors = {}, {}
+    for method, base, count in ((LoLDU, "intact", 6), (LaMDA, "intact", 6), (OLoRA, "residual", 7)):
+        name = f"{method.__name__} {base}"
+        layers[name], passes[name] = adapted(weight, method, rank, base), count
+        found = layer_errors(layers[name], weight, x, grad)
+        errors[name] = check(what, {f"{OURS}, {name}, {part}": error for part, error in found.items()})
 
     def step(model: nn.Module) -> None:
         model(x).backward(grad)
         clear(model, x)
 
-    expected = layers[BARE](x.detach()).double()
-    for name, model in layers.items():
-        difference = float((model(x).detach().double() - expected).norm() / expected.norm())
-        _check(f"{what}, {name}", difference, 4 * torch.finfo(dtype).eps)
     contenders: dict[str, Run] = {name: lambda model=model: step(model) for name, model in layers.items()}  # type: ignore[misc]
-    timings = gpu.time(contenders)
-    theirs = timings[PEFT].excess_over(timings[BARE])
-    # Two launches beside the base product read x and h, and read and write y; the backward the like of it twice.
-    floor = gpu.floor(9, x.detach())
-    for name in layers:
-        if name in (BARE, PEFT):
-            continue
-        own = timings[name].excess_over(timings[BARE])
-        detail = {key: timing.record() for key, timing in timings.items()}
-        goal, near = Goal(0.4, at_most=True), Goal(1.3, at_most=True)
-        yield Line(f"overhead, {name}", what, own, "ms", floor, PEFT, theirs, own / theirs, goal, detail=detail)
-        yield Line(f"overhead, {name}", what, own, "ms", floor, FLOOR, floor, own / floor, near, detail=detail)
+    timings = gpu.time(contenders, calls=1 if gpu.is_quick else 10)
+    bare = timings[BARE]
+    detail = {key: timing.record() for key, timing in timings.items()}
+    goal, near = Goal(0.4, at_most=True), Goal(1.3, at_most=True)
+    for name, count in passes.items():
+        own, floor = timings[name].excess_over(bare), gpu.floor(count, x.detach())
+        row, error = f"overhead, {name}", errors[name]
+        for peer in (PEFT, PEFT_16):
+            theirs = timings[peer].excess_over(bare)
+            yield Line(row, what, own, "ms", floor, peer, theirs, own / theirs, goal, error, detail)
+        yield Line(row, what, own, "ms", floor, FLOOR, floor, own / floor, near, error, detail)
 
 
 def _peak(gpu: Gpu) -> Iterator[Line]:
@@ -238,31 +208,42 @@ def _peak(gpu: Gpu) -> Iterator[Line]:
     ids = torch.randint(1000, (4, 1024 if not gpu.is_quick else 32), device=gpu.device)
     what = f"{layers} layers, width {width}, {ids.numel()} tokens, r=32 bfloat16"
 
-    def peak(prepare: Callable[[nn.Module], nn.Module]) -> float:
-        model = llama(**sizes, vocabulary=1000, dtype=torch.bfloat16).to(gpu.device)
-        model = prepare(model).to(gpu.device)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        for _ in range(2):
-            torch.cuda.reset_peak_memory_stats()
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return float(torch.cuda.max_memory_allocated())
+    def training(change: Callable[[nn.Module], nn.Module]) -> Callable[[], Run]:
+        def prepare() -> Run:
+            with gpu.device:  # Random weights are made faster there.
+                model = llama(**sizes, vocabulary=1000, dtype=torch.bfloat16)
+            model = change(model.to(gpu.device)).to(gpu.device).train()
+            optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+            def step() -> None:
+                loss = model(input_ids=ids, labels=ids).loss
+                if not loss.isfinite():
+                    raise WrongResult(f"{what}: the loss is {float(loss)}")
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+            return step
+
+        return prepare
 
     def ours(method: Any) -> Callable[[nn.Module], nn.Module]:
-        def prepare(model: nn.Module) -> nn.Module:
+        def change(model: nn.Module) -> nn.Module:
             adapt(model, method(32), targets=LLAMA_LAYERS, base="intact", progress=False)
             if method is LaMDA:
                 GradualFreeze(model, total_steps=1, fraction=0)
             return model
 
-        return prepare
+        return change
 
-    theirs = peak(lambda model: peers.peft_model(model, 32, LLAMA_LAYERS, same_dtype=True))
+    theirs = {
+        PEFT: gpu.peak_bytes(training(lambda model: peers.peft_model(model, 32, LLAMA_LAYERS))),
+        PEFT_16: gpu.peak_bytes(training(lambda model: peers.peft_model(model, 32, LLAMA_LAYERS, same_dtype=True))),
+    }
     for method in (LoLDU, LaMDA):
-        own = peak(ours(method))
-        row = f"peak memory, {method.__name__}"
-        yield Line(row, what, own, "bytes", None, PEFT, theirs, theirs / own, Goal(1.32))
+        own, row = gpu.peak_bytes(training(ours(method))), f"peak memory, {method.__name__}"
+        for peer, peak in theirs.items():
+            yield Line(row, what, own, "bytes", None, peer, peak, peak / max(own, 1), Goal(1.32))
 
 
 ROWS: dict[str, Measure] = {
@@ -283,8 +264,24 @@ def _show(line: Line) -> str:
     )
 
 
+def _environment(gpu: Gpu) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(gpu.device)
+    return {
+        **environment(),
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "copy_gigabytes_per_second": gpu.bandwidth(),
+    }
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench-gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the rows, print a line for each comparison and write ``bench-gpu.json``; return 1 if a result was wrong."""
+    """Run the rows, print a line for each comparison and write ``bench-gpu.json``; return 1 if a row failed."""
     parser = argparse.ArgumentParser(
         prog="python -m lowrank_swift.benchmarks.gpu", description="Measure on a CUDA GPU."
     )
@@ -297,30 +294,38 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := sorted(set(names) - set(ROWS)):
         parser.error(f"--rows: expected some of {', '.join(ROWS)}, got {', '.join(unknown)}")
     device = torch.device(options.device)
-    gpu = Gpu(device, 5 if options.quick else 20, options.quick)
-    lines, wrong = [], []
-    for name in names:
-        if not torch.cuda.is_available() and (device.type == "cuda" or name == "memory"):
+    if device.type == "cuda" and not torch.cuda.is_available():
+        for name in names:
             print(f"{name}: needs a CUDA device, and torch finds none", flush=True)
-            continue
+        return 0
+    gpu = Gpu(device, 5 if options.quick else 20, options.quick)
+    lines: list[Line] = []
+    failed: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    record: dict[str, Any] = {"command": sys.argv}
+    if device.type == "cuda":
+        record["environment"] = _environment(gpu)
+    for place, name in enumerate(names, start=1):
+        print(f"[{place}/{len(names)}] {name}", flush=True)
+        begin = time.perf_counter()
         try:
             for line in ROWS[name](gpu):
                 lines.append(line)
                 print(_show(line), flush=True)
         except WrongResult as error:
-            wrong.append(str(error))
-            print(f"{name}: WRONG: {error}", flush=True)
-    if options.out is not None and lines and device.type == "cuda":
-        record = {
-            "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "environment": {**environment(), "gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda},
-            "wrong": wrong,
-            "lines": [line.record() for line in lines],
-        }
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "bench-gpu.json").write_text(json.dumps(record, indent=1) + "\n")
-    return int(bool(wrong))
+            failed[name] = f"WRONG: {error}"
+        except Exception as error:  # The rows after it may tell more than none.
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {error}"
+        seconds[name] = time.perf_counter() - begin
+        if name in failed:
+            print(f"{name}: {failed[name]}", flush=True)
+        if options.out is not None and device.type == "cuda":
+            record |= {"when": datetime.now(timezone.utc).isoformat(timespec="seconds"), "failed": failed}
+            record |= {"seconds": seconds, "lines": [each.record() for each in lines]}
+            _write(options.out, record)
+    print(f"{sum(seconds.values()):.0f} seconds; {len(failed)} of {len(names)} rows failed", flush=True)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
