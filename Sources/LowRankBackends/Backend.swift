@@ -1,6 +1,28 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 import LowRankCore
 
+/// What an LU of a panel told the host.
+public struct PanelLU {
+    /// The permutation p with source[p, :] = L U; all m rows.
+    public let permutation: [Int]
+    /// Of U.
+    public let diagonal: [Double]
+    /// The largest magnitude of the source, or NaN where an element is not finite: then the rest is undefined.
+    public let largest: Double
+}
+
+/// What a host can ask about a matrix that a device has.
+public enum Question {
+    /// The elements, row by row.
+    case elements(MatrixView)
+    /// 1 where all elements are finite, else 0.
+    case isFinite(MatrixView)
+    /// The largest magnitude, or NaN where an element is not finite.
+    case largestMagnitude(MatrixView)
+    /// The largest sum of the squares of a column, in float64; not finite where an element is not.
+    case largestColumnSquare(MatrixView)
+}
+
 /// All that an algorithm may ask of a device. The factorisations and adapters are written once against this.
 ///
 /// Views may have any element type and strides unless a method says otherwise; operands of one product may differ in
@@ -68,6 +90,9 @@ public protocol Backend: Sendable {
     /// Whether all elements of all views are finite; the host waits once.
     func areFinite(_ views: [MatrixView]) -> Bool
 
+    /// The answers to questions, each of one number or more; the host waits once.
+    func answers(to questions: [Question]) -> [[Double]]
+
     /// For each column j the sum over i of `a[i, j] * b[i, j]`, in float64.
     func columnDots(_ a: MatrixView, _ b: MatrixView) -> [Double]
 
@@ -103,9 +128,20 @@ public protocol Backend: Sendable {
     /// zeros below its diagonal.
     func factorQR(_ panel: Matrix, triangle: MatrixView) throws(LowRankError)
 
+    /// The same of a `source` that stays as it is, into a `panel`. A backend may leave open whether that has succeeded, so that
+    /// the host need not wait for it yet.
+    /// - Returns: nil where it has; else one number on the device: not zero where it has not, and what was written is undefined.
+    ///   Then ``factorQR(_:triangle:)`` does it.
+    func startQR(
+        of source: MatrixView, into panel: Matrix, triangle: MatrixView
+    ) throws(LowRankError) -> MatrixView?
+
     /// LU with partial pivoting: `panel` [m, r], m >= r, holds L below and U on and above the diagonal.
     /// - Returns: the permutation p with panel[p, :] = L U; all m rows.
     func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int]
+
+    /// The same of a `source` that stays as it is, with what the host has to know about it, for which it waits once.
+    func factorLU(of source: MatrixView, into panel: Matrix) throws(LowRankError) -> PanelLU
 
     /// `right = L^-1 right` for the unit lower triangle of the first rows of `panel`; `right` is row-major.
     func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError)
@@ -215,6 +251,41 @@ extension Backend {
     public func makeUnitLower(_ target: MatrixView) {
         for j in 0..<target.columns { clear(target[0..<min(j, target.rows), j..<(j + 1)]) }
         setValues([Double](repeating: 1, count: target.maxRank), of: target.diagonal)
+    }
+
+    /// At once.
+    public func startQR(
+        of source: MatrixView, into panel: Matrix, triangle: MatrixView
+    ) throws(LowRankError) -> MatrixView? {
+        try copy(source, to: panel.view)
+        try factorQR(panel, triangle: triangle)
+        return nil
+    }
+
+    /// One after the other; a source that is not finite is not factored.
+    public func factorLU(of source: MatrixView, into panel: Matrix) throws(LowRankError) -> PanelLU {
+        try copy(source, to: panel.view)
+        let largest = maxMagnitude(of: panel.view)
+        if !largest.isFinite { return PanelLU(permutation: [], diagonal: [], largest: largest) }
+        let permutation = try factorLU(panel)
+        return PanelLU(permutation: permutation, diagonal: values(of: panel.view.diagonal), largest: largest)
+    }
+
+    /// One by one.
+    public func answers(to questions: [Question]) -> [[Double]] {
+        questions.map { question in
+            switch question {
+            case .elements(let view): return view.columns == 1 || view.rows == 1 ? values(of: view) : rows(of: view).flatMap(\.self)
+            case .isFinite(let view): return [areFinite([view]) ? 1 : 0]
+            case .largestMagnitude(let view): return [maxMagnitude(of: view)]
+            case .largestColumnSquare(let view): return [largestColumnSquare(in: columnDots(view, view))]
+            }
+        }
+    }
+
+    /// The largest of sums, or NaN where one is not finite.
+    package func largestColumnSquare(in squares: [Double]) -> Double {
+        squares.allSatisfy(\.isFinite) ? squares.max() ?? 0 : .nan
     }
 
     /// View by view.

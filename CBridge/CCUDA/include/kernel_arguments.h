@@ -9,6 +9,9 @@
 /// Threads of a block; columns and rows that a block of lr_column_dots takes; sides and depth of a tile of a product.
 enum { LR_THREADS = 256, LR_DOT_COLUMNS = 32, LR_DOT_ROWS = 512, LR_TILE = 64, LR_TILE_DEPTH = 16 };
 
+/// Neighbours in a row, which a thread takes at a time: 16 bytes or more of every type.
+enum { LR_GROUP = 8 };
+
 enum { LR_FLOAT32 = 0, LR_FLOAT64 = 1, LR_BFLOAT16 = 2, LR_FLOAT16 = 3 };
 
 /// A matrix on the device; strides count elements.
@@ -21,7 +24,7 @@ typedef struct lr_view {
 } lr_view;
 
 /// target = diag(row_factors) source diag(column_factors) + beta * other, which is not read where beta is 0. Factors are
-/// columns [rows, 1] and [columns, 1]; an address of 0 is ones.
+/// a column [rows, 1] and a row [1, columns]; an address of 0 is ones.
 typedef struct lr_combine_arguments {
   lr_view source, row_factors, column_factors, other, target;
   double beta;
@@ -29,11 +32,11 @@ typedef struct lr_combine_arguments {
 
 enum { LR_INDEX_CHUNK = 256, LR_VALUE_CHUNK = 256 };
 
-/// target[i, :] = source[indices[i], :], or with `scatters` target[indices[i], :] = source[i, :], for `count` rows.
+/// target[to[i], :] = source[from[i], :] for `count` rows.
 typedef struct lr_move_rows_arguments {
   lr_view source, target;
-  int count, scatters;
-  long long indices[LR_INDEX_CHUNK];
+  int count, unused;
+  int from[LR_INDEX_CHUNK], to[LR_INDEX_CHUNK];
 } lr_move_rows_arguments;
 
 /// target = 0
@@ -60,13 +63,15 @@ typedef struct lr_upper_triangle_arguments {
   lr_view source, target;
 } lr_upper_triangle_arguments;
 
-enum { LR_MAX_MAGNITUDE = 0, LR_SQUARED_NORM = 1 };
+enum { LR_MAX_MAGNITUDE = 0, LR_SQUARED_NORM = 1, LR_LARGEST_COLUMN_SQUARE = 2, LR_ELEMENTS = 3, LR_REDUCTIONS = 8 };
 
-/// partials[block] = the largest magnitude (NaN where one is not finite) or the sum of squares of a block's elements.
+/// For each layer of blocks: results[layer][block] = the largest magnitude (NaN where one is not finite), the sum of squares, or the
+/// largest sum of squares of a column (not finite where an element is not) of what a block takes of a source; of LR_ELEMENTS all
+/// of its elements, row by row. float64; a layer has `blocks` that do something.
 typedef struct lr_reduce_arguments {
-  lr_view source;
-  unsigned long long partials;
-  int kind, unused;
+  lr_view sources[LR_REDUCTIONS];
+  unsigned long long results[LR_REDUCTIONS];
+  int kinds[LR_REDUCTIONS], blocks[LR_REDUCTIONS];
 } lr_reduce_arguments;
 
 /// partials[0] = the reduction of `count` partials.
@@ -83,13 +88,6 @@ typedef struct lr_find_non_finite_arguments {
   unsigned long long partials;
   int is_transposed, unused;
 } lr_find_non_finite_arguments;
-
-/// result[0] = the first of `count` positions; -1 for none.
-typedef struct lr_first_of_partials_arguments {
-  unsigned long long partials;
-  long long count;
-  unsigned long long result;
-} lr_first_of_partials_arguments;
 
 /// partials[chunk, j] = the sum over a chunk of rows i of a[i, j] * b[i, j].
 typedef struct lr_column_dots_arguments {
@@ -171,10 +169,54 @@ typedef struct lr_unit_lower_arguments {
   lr_view target;
 } lr_unit_lower_arguments;
 
-/// Cholesky, by one block: matrix [n, n] becomes the upper triangular R with R' R = matrix, and inverse its inverse. Both are
-/// row-major float64 without gaps. status[0] becomes 1 where a pivot is at most `smallest` times its diagonal element.
+/// Columns of a panel whose small square matrices fit into a block's registers, or into a row of a warp's; numbers of a tile of
+/// a panel's rows.
+enum { LR_PANEL_COLUMNS = 64, LR_WIDE_COLUMNS = 256, LR_PANEL_TILE = 1024 };
+
+/// A step of a QR of a panel, where a block takes `rows` of source. Without `parts`: next_grams[block] = X' X of a block's rows X.
+/// Else target = source R^-1 for the Cholesky factor R of the sum of `parts` Gram matrices, r = R, and next_grams that of target.
+/// Without next_grams, in the last step, target's columns have the signs of Householder's method, and triangle = their R r; a
+/// block more than for the rows writes that, and source is row-major float64 without gaps. Gram matrices and r are row-major float64 [n, n] without gaps, Gram matrices in
+/// their upper triangle only. status[0] becomes 0, or 1 where a pivot is at most `smallest` times its diagonal element or a sign
+/// could be either: nothing else that is written is right then.
+typedef struct lr_panel_arguments {
+  lr_view source, target, triangle;
+  unsigned long long grams, next_grams, r, status;
+  long long rows;
+  double smallest;
+  int parts, unused;
+} lr_panel_arguments;
+
+/// Rows of a panel that a block of lr_lu_column takes.
+enum { LR_LU_ROWS = 64 };
+
+/// The pivot that a block proposes for a column: of its rows the one of largest magnitude, the first of such by its place.
+typedef struct lr_lu_candidate {
+  double value;
+  int row, place;
+} lr_lu_candidate;
+
+/// A step of an LU of `panel` [m, n], whose rows stay where they are: places[i] is where row i of the panel belongs. Before column
+/// 0 (column = -1) panel = source, and largest[block] is the largest magnitude (NaN where one is not finite) of a block's rows. For
+/// a column the row of the largest candidate becomes the pivot row, pivots[column] its place before that, diagonal[column] its
+/// element, and the rows that have no place yet are eliminated. Each block proposes a candidate for the column that follows.
+typedef struct lr_lu_column_arguments {
+  lr_view source, panel;
+  unsigned long long candidates, next_candidates, places, largest, pivots, diagonal;
+  int column, unused;
+} lr_lu_column_arguments;
+
+/// target[places[i], :] = source[i, :]
+typedef struct lr_place_rows_arguments {
+  lr_view source, target;
+  unsigned long long places;
+} lr_place_rows_arguments;
+
+/// Cholesky, by one block: factor is the upper triangular R with R' R = matrix, and inverse its inverse. All are row-major
+/// float64 [n, n] without gaps; matrix is overwritten. status[0] becomes 1 where a pivot is at most `smallest` times its diagonal
+/// element.
 typedef struct lr_cholesky_arguments {
-  unsigned long long matrix, inverse, status;
+  unsigned long long matrix, factor, inverse, status;
   long long size;
   double smallest;
 } lr_cholesky_arguments;

@@ -48,24 +48,38 @@ LR_DEVICE unsigned short lr_to_float16(float value) {
 
 // MARK: Elements of views
 
+// What memory holds of 16-bit numbers.
+struct lr_bfloat16 { unsigned short bits; };
+struct lr_float16 { unsigned short bits; };
+
+template <class Scalar> LR_DEVICE Scalar lr_value(float element) { return (Scalar)element; }
+template <class Scalar> LR_DEVICE Scalar lr_value(double element) { return (Scalar)element; }
+template <class Scalar> LR_DEVICE Scalar lr_value(lr_bfloat16 element) { return (Scalar)lr_from_bfloat16(element.bits); }
+template <class Scalar> LR_DEVICE Scalar lr_value(lr_float16 element) { return (Scalar)lr_from_float16(element.bits); }
+
+template <class Scalar> LR_DEVICE void lr_assign(float &element, Scalar value) { element = (float)value; }
+template <class Scalar> LR_DEVICE void lr_assign(double &element, Scalar value) { element = (double)value; }
+template <class Scalar> LR_DEVICE void lr_assign(lr_bfloat16 &element, Scalar value) { element.bits = lr_to_bfloat16((float)value); }
+template <class Scalar> LR_DEVICE void lr_assign(lr_float16 &element, Scalar value) { element.bits = lr_to_float16((float)value); }
+
+/// A statement for the Element of a type, so that loops inside of it choose nothing.
+#define LR_WITH_ELEMENT(type, ...)                                      \
+  switch (type) {                                                       \
+    case LR_FLOAT32: { using Element = float; __VA_ARGS__; break; }     \
+    case LR_FLOAT64: { using Element = double; __VA_ARGS__; break; }    \
+    case LR_BFLOAT16: { using Element = lr_bfloat16; __VA_ARGS__; break; } \
+    default: { using Element = lr_float16; __VA_ARGS__; break; }        \
+  }
+
 template <class Scalar> LR_DEVICE Scalar lr_load(const lr_view &view, long long i, long long j) {
   long long offset = i * view.row_stride + j * view.column_stride;
-  switch (view.type) {
-    case LR_FLOAT32: return (Scalar)((const float *)view.address)[offset];
-    case LR_FLOAT64: return (Scalar)((const double *)view.address)[offset];
-    case LR_BFLOAT16: return (Scalar)lr_from_bfloat16(((const unsigned short *)view.address)[offset]);
-    default: return (Scalar)lr_from_float16(((const unsigned short *)view.address)[offset]);
-  }
+  LR_WITH_ELEMENT(view.type, return lr_value<Scalar>(((const Element *)view.address)[offset]));
+  return 0;
 }
 
 template <class Scalar> LR_DEVICE void lr_store(const lr_view &view, long long i, long long j, Scalar value) {
   long long offset = i * view.row_stride + j * view.column_stride;
-  switch (view.type) {
-    case LR_FLOAT32: ((float *)view.address)[offset] = (float)value; break;
-    case LR_FLOAT64: ((double *)view.address)[offset] = (double)value; break;
-    case LR_BFLOAT16: ((unsigned short *)view.address)[offset] = lr_to_bfloat16((float)value); break;
-    default: ((unsigned short *)view.address)[offset] = lr_to_float16((float)value); break;
-  }
+  LR_WITH_ELEMENT(view.type, lr_assign(((Element *)view.address)[offset], value));
 }
 
 LR_DEVICE bool lr_is_finite(double value) { return value - value == 0; }
@@ -92,3 +106,70 @@ LR_DEVICE void lr_split_position(long long position, long long columns, long lon
   for (long long position = lr_first_position(), row, column;                                                            \
        position < (view).rows * (view).columns && (lr_split_position(position, (view).columns, &row, &column), true);    \
        position += lr_position_step())
+
+// MARK: Groups of elements
+
+/// Where the elements of a group lie side by side and begin at a multiple of 16 bytes, they are read and written 16 bytes at a
+/// time.
+template <class Element> struct __align__(16) lr_group { Element at[LR_GROUP]; };
+
+struct __align__(16) lr_quad { unsigned at[4]; };
+
+template <class Element> LR_DEVICE bool lr_is_group(const Element *first, long long stride, int count) {
+  return count == LR_GROUP && stride == 1 && (unsigned long long)first % 16 == 0;
+}
+
+/// The `count` elements from (i, j) on, and zeros.
+template <class Scalar, class Element>
+LR_DEVICE void lr_load_elements(Scalar (&to)[LR_GROUP], const lr_view &view, long long i, long long j, int count) {
+  const Element *first = (const Element *)view.address + i * view.row_stride + j * view.column_stride;
+  lr_group<Element> group;
+  if (lr_is_group(first, view.column_stride, count)) {
+#pragma unroll
+    for (unsigned k = 0; k < sizeof(group) / 16; k++) ((lr_quad *)&group)[k] = ((const lr_quad *)first)[k];
+  } else {
+#pragma unroll
+    for (int q = 0; q < LR_GROUP; q++) group.at[q] = q < count ? first[q * view.column_stride] : Element{};
+  }
+#pragma unroll
+  for (int q = 0; q < LR_GROUP; q++) to[q] = lr_value<Scalar>(group.at[q]);
+}
+
+template <class Scalar>
+LR_DEVICE void lr_load_group(Scalar (&to)[LR_GROUP], const lr_view &view, long long i, long long j, int count) {
+  LR_WITH_ELEMENT(view.type, lr_load_elements<Scalar, Element>(to, view, i, j, count));
+}
+
+template <class Scalar, class Element>
+LR_DEVICE void lr_store_elements(const lr_view &view, long long i, long long j, int count, const Scalar (&values)[LR_GROUP]) {
+  Element *first = (Element *)view.address + i * view.row_stride + j * view.column_stride;
+  lr_group<Element> group;
+#pragma unroll
+  for (int q = 0; q < LR_GROUP; q++) lr_assign(group.at[q], values[q]);
+  if (lr_is_group(first, view.column_stride, count)) {
+#pragma unroll
+    for (unsigned k = 0; k < sizeof(group) / 16; k++) ((lr_quad *)first)[k] = ((const lr_quad *)&group)[k];
+  } else {
+#pragma unroll
+    for (int q = 0; q < LR_GROUP; q++) {
+      if (q < count) first[q * view.column_stride] = group.at[q];
+    }
+  }
+}
+
+template <class Scalar>
+LR_DEVICE void lr_store_group(const lr_view &view, long long i, long long j, int count, const Scalar (&values)[LR_GROUP]) {
+  LR_WITH_ELEMENT(view.type, lr_store_elements<Scalar, Element>(view, i, j, count, values));
+}
+
+/// For each group of a view, with the row and column that it begins at and its number of elements, by `threads` threads of which
+/// this is `thread`.
+#define LR_FOR_EACH_GROUP_OF(view, i, j, count, thread, threads)                                                             \
+  for (long long lr_position = (thread), lr_groups = ((view).columns + LR_GROUP - 1) / LR_GROUP, i, j, count;                \
+       lr_position < (view).rows * lr_groups &&                                                                              \
+       (lr_split_position(lr_position, lr_groups, &i, &j), j *= LR_GROUP,                                                    \
+        count = (view).columns - j < LR_GROUP ? (view).columns - j : LR_GROUP, true);                                        \
+       lr_position += (threads))
+
+#define LR_FOR_EACH_GROUP(view, i, j, count) \
+  LR_FOR_EACH_GROUP_OF(view, i, j, count, lr_first_position(), lr_position_step())

@@ -2,12 +2,25 @@
 
 template <class Scalar> LR_DEVICE void lr_combine_elements(const lr_combine_arguments &arguments) {
   const lr_view &target = arguments.target;
-  LR_FOR_EACH_ELEMENT(target, position, i, j) {
-    Scalar value = lr_load<Scalar>(arguments.source, i, j);
-    if (arguments.row_factors.address != 0) value *= lr_load<Scalar>(arguments.row_factors, i, 0);
-    if (arguments.column_factors.address != 0) value *= lr_load<Scalar>(arguments.column_factors, j, 0);
-    if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(arguments.other, i, j);
-    lr_store(target, i, j, value);
+  LR_FOR_EACH_GROUP(target, i, j, count) {
+    Scalar values[LR_GROUP], others[LR_GROUP];
+    lr_load_group(values, arguments.source, i, j, count);
+    if (arguments.row_factors.address != 0) {
+      Scalar factor = lr_load<Scalar>(arguments.row_factors, i, 0);
+#pragma unroll
+      for (int q = 0; q < LR_GROUP; q++) values[q] *= factor;
+    }
+    if (arguments.column_factors.address != 0) {
+      lr_load_group(others, arguments.column_factors, 0, j, count);
+#pragma unroll
+      for (int q = 0; q < LR_GROUP; q++) values[q] *= others[q];
+    }
+    if (arguments.beta != 0) {
+      lr_load_group(others, arguments.other, i, j, count);
+#pragma unroll
+      for (int q = 0; q < LR_GROUP; q++) values[q] += (Scalar)arguments.beta * others[q];
+    }
+    lr_store_group(target, i, j, count, values);
   }
 }
 
@@ -24,19 +37,18 @@ LR_KERNEL(lr_combine) {
 }
 
 LR_KERNEL(lr_move_rows) {
-  const lr_view &source = arguments.source, &target = arguments.target;
-  long long count = arguments.count * source.columns;
-  for (long long position = lr_first_position(); position < count; position += lr_position_step()) {
-    long long i, j;
-    lr_split_position(position, source.columns, &i, &j);
-    long long other = arguments.indices[i];
-    double value = lr_load<double>(source, arguments.scatters ? i : other, j);
-    lr_store(target, arguments.scatters ? other : i, j, value);
+  lr_view lines = arguments.target;
+  lines.rows = arguments.count;
+  LR_FOR_EACH_GROUP(lines, i, j, count) {
+    double values[LR_GROUP];
+    lr_load_group(values, arguments.source, arguments.from[i], j, count);
+    lr_store_group(arguments.target, arguments.to[i], j, count, values);
   }
 }
 
 LR_KERNEL(lr_clear) {
-  LR_FOR_EACH_ELEMENT(arguments.target, position, i, j) { lr_store(arguments.target, i, j, 0.0f); }
+  const float zeros[LR_GROUP] = {};
+  LR_FOR_EACH_GROUP(arguments.target, i, j, count) { lr_store_group(arguments.target, i, j, count, zeros); }
 }
 
 LR_DEVICE unsigned long long lr_mixed(unsigned long long bits) {

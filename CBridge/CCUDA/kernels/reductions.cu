@@ -20,20 +20,53 @@ LR_DEVICE double lr_reduce_block(int kind, double value) {
   return values[0];
 }
 
-LR_KERNEL(lr_reduce) {
-  double result = 0;
-  LR_FOR_EACH_ELEMENT(arguments.source, position, i, j) {
-    double value = lr_load<double>(arguments.source, i, j);
-    if (arguments.kind == LR_SQUARED_NORM) {
-      value *= value;
-    } else {
-      // The difference of two infinities is a NaN.
-      value = lr_is_finite(value) ? (value < 0 ? -value : value) : value - value;
+/// The largest sum of squares of a column, where a thread takes columns.
+template <class Element>
+LR_DEVICE double lr_largest_column_square(const lr_view &view, long long thread, long long threads) {
+  double largest = 0;
+  for (long long j = thread; j < view.columns; j += threads) {
+    const Element *first = (const Element *)view.address + j * view.column_stride;
+    double sum = 0;
+#pragma unroll 8
+    for (long long i = 0; i < view.rows; i++) {
+      double value = lr_value<double>(first[i * view.row_stride]);
+      sum += value * value;
     }
-    result = lr_reduced(arguments.kind, result, value);
+    largest = lr_reduced(LR_MAX_MAGNITUDE, largest, sum);
   }
-  result = lr_reduce_block(arguments.kind, result);
-  if (threadIdx.x == 0) ((double *)arguments.partials)[blockIdx.x] = result;
+  return largest;
+}
+
+LR_KERNEL(lr_reduce) {
+  const lr_view &source = arguments.sources[blockIdx.y];
+  int kind = arguments.kinds[blockIdx.y], blocks = arguments.blocks[blockIdx.y];
+  double *results = (double *)arguments.results[blockIdx.y];
+  if ((int)blockIdx.x >= blocks) return;
+  long long thread = lr_first_position(), threads = (long long)blocks * LR_THREADS;
+  double result = 0;
+  if (kind == LR_LARGEST_COLUMN_SQUARE) {
+    LR_WITH_ELEMENT(source.type, result = lr_largest_column_square<Element>(source, thread, threads));
+  } else {
+    LR_FOR_EACH_GROUP_OF(source, i, j, count, thread, threads) {
+      double values[LR_GROUP];
+      lr_load_group(values, source, i, j, count);
+#pragma unroll
+      for (int q = 0; q < LR_GROUP; q++) {
+        double value = values[q];
+        if (kind == LR_ELEMENTS) {
+          if (q < count) results[i * source.columns + j + q] = value;
+        } else if (kind == LR_SQUARED_NORM) {
+          result += value * value;
+        } else {
+          // The difference of two infinities is a NaN.
+          result = lr_reduced(kind, result, lr_is_finite(value) ? (value < 0 ? -value : value) : value - value);
+        }
+      }
+    }
+    if (kind == LR_ELEMENTS) return;
+  }
+  result = lr_reduce_block(kind, result);
+  if (threadIdx.x == 0) results[blockIdx.x] = result;
 }
 
 LR_KERNEL(lr_reduce_partials) {
@@ -61,21 +94,19 @@ LR_DEVICE long long lr_first_of_block(long long position) {
 }
 
 LR_KERNEL(lr_find_non_finite) {
+  const lr_view &source = arguments.source;
   long long first = -1;
-  LR_FOR_EACH_ELEMENT(arguments.source, position, i, j) {
-    if (lr_is_finite(lr_load<double>(arguments.source, i, j))) continue;
-    first = lr_earlier(first, arguments.is_transposed ? j * arguments.source.rows + i : position);
+  LR_FOR_EACH_GROUP(source, i, j, count) {
+    double values[LR_GROUP];
+    lr_load_group(values, source, i, j, count);
+#pragma unroll
+    for (int q = 0; q < LR_GROUP; q++) {
+      if (lr_is_finite(values[q])) continue;
+      first = lr_earlier(first, arguments.is_transposed ? (j + q) * source.rows + i : i * source.columns + j + q);
+    }
   }
   first = lr_first_of_block(first);
   if (threadIdx.x == 0) ((long long *)arguments.partials)[blockIdx.x] = first;
-}
-
-LR_KERNEL(lr_first_of_partials) {
-  const long long *partials = (const long long *)arguments.partials;
-  long long first = -1;
-  for (long long k = threadIdx.x; k < arguments.count; k += LR_THREADS) first = lr_earlier(first, partials[k]);
-  first = lr_first_of_block(first);
-  if (threadIdx.x == 0) *(long long *)arguments.result = first;
 }
 
 enum { LR_DOT_LANES = LR_THREADS / LR_DOT_COLUMNS };

@@ -32,41 +32,53 @@ extension CUDABackend {
         }
         let arguments = lr_combine_arguments(
             source: source.onDevice, row_factors: rowFactors?.column.onDevice ?? lr_view(),
-            column_factors: columnFactors?.column.onDevice ?? lr_view(), other: other.onDevice, target: target.onDevice,
+            column_factors: columnFactors?.column.transposed.onDevice ?? lr_view(), other: other.onDevice, target: target.onDevice,
             beta: beta)
-        try session.launch(.combine, arguments, elements: target.rows * target.columns)
+        try session.launch(.combine, arguments, elements: target.groups)
     }
 
     package func gatherRows(
         _ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView
     ) throws(LowRankError) {
-        try moveRows(Array(indices), source, target, scatters: false)
+        try moveRows(indices.enumerated().map { ($1, $0) }, source, target)
     }
 
     package func scatterRows(
         _ source: MatrixView, to indices: [Int], of target: MatrixView
     ) throws(LowRankError) {
-        try moveRows(indices, source, target, scatters: true)
+        let moves = indices.enumerated().map { ($0, $1) }
+        // Of a permutation that moves few rows, all rows are copied first to where they are.
+        let moved = moves.filter { $0 != $1 }
+        guard moved.count <= indices.count / 2, Set(moved.map(\.0)) == Set(moved.map(\.1)) else {
+            return try moveRows(moves, source, target)
+        }
+        try copy(source[rows: 0..<indices.count], to: target[rows: 0..<indices.count])
+        try moveRows(moved, source, target)
     }
 
     /// The indices are part of the launch, a chunk at a time: no copy from the host that would have to be waited for.
     private func moveRows(
-        _ indices: [Int], _ source: MatrixView, _ target: MatrixView, scatters: Bool
+        _ moves: [(from: Int, to: Int)], _ source: MatrixView, _ target: MatrixView
     ) throws(LowRankError) {
         if source.columns == 0 { return }
+        guard let rows = Int32(exactly: max(source.rows, target.rows)) else {
+            throw .invalidShape(argument: "weight", expected: "dimensions below 2^31", got: "\(max(source.rows, target.rows))")
+        }
+        precondition(moves.allSatisfy { 0..<rows ~= Int32($0.from) && 0..<rows ~= Int32($0.to) }, "rows of a matrix")
         let chunk = Int(LR_INDEX_CHUNK)
-        for first in stride(from: 0, to: indices.count, by: chunk) {
-            let rows = first..<min(first + chunk, indices.count)
+        for first in stride(from: 0, to: moves.count, by: chunk) {
+            let part = moves[first..<min(first + chunk, moves.count)]
             var arguments = lr_move_rows_arguments()
-            arguments.source = (scatters ? source[rows: rows] : source).onDevice
-            arguments.target = (scatters ? target : target[rows: rows]).onDevice
-            arguments.count = Int32(rows.count)
-            arguments.scatters = scatters ? 1 : 0
-            withUnsafeMutableBytes(of: &arguments.indices) { bytes in
-                let slots = bytes.bindMemory(to: Int64.self)
-                for (i, row) in rows.enumerated() { slots[i] = Int64(indices[row]) }
+            (arguments.source, arguments.target, arguments.count) = (source.onDevice, target.onDevice, Int32(part.count))
+            withUnsafeMutableBytes(of: &arguments.from) { from in
+                withUnsafeMutableBytes(of: &arguments.to) { to in
+                    for (i, move) in part.enumerated() {
+                        from.bindMemory(to: Int32.self)[i] = Int32(move.from)
+                        to.bindMemory(to: Int32.self)[i] = Int32(move.to)
+                    }
+                }
             }
-            try session.launch(.moveRows, arguments, elements: rows.count * source.columns)
+            try session.launch(.moveRows, arguments, elements: part.count * target[rows: 0..<1].groups)
         }
     }
 
@@ -75,7 +87,7 @@ extension CUDABackend {
             if target.isEmpty { return }
             let lines = target.runsAlongColumns ? target.transposed : target
             try session.launch(
-                .clear, lr_clear_arguments(target: lines.onDevice), elements: target.rows * target.columns)
+                .clear, lr_clear_arguments(target: lines.onDevice), elements: lines.groups)
         }
     }
 
@@ -95,42 +107,23 @@ extension CUDABackend {
         }
     }
 
-    package func values(of vector: MatrixView) -> [Double] {
-        let column = vector.column
-        let count = column.rows
-        return session.attempt(orElse: [Double](repeating: .nan, count: count)) { () throws(LowRankError) in
-            if count == 0 { return [] }
-            return try session.withMemory(bytes: count * 8) { (memory) throws(LowRankError) in
-                let target = MatrixView(
-                    address: memory, type: .float64, rows: count, columns: 1, rowStride: 1, columnStride: 1)
-                try copy(column, to: target)
-                return try readDoubles(memory, count: count)
-            }
-        }
-    }
+    package func values(of vector: MatrixView) -> [Double] { answers(to: [.elements(vector)])[0] }
 
     package func rows(of matrix: MatrixView) -> [[Double]] {
-        let (rows, columns) = (matrix.rows, matrix.columns)
-        let nothing = [Double](repeating: .nan, count: rows * columns)
-        let elements = session.attempt(orElse: nothing) { () throws(LowRankError) in
-            if matrix.isEmpty { return [] }
-            let compact = try makeMatrix(rows: rows, columns: columns, type: .float64, order: .rowMajor)
-            try copy(matrix, to: compact.view)
-            return try readDoubles(compact.view.address, count: rows * columns)
-        }
-        return (0..<rows).map { Array(elements[($0 * columns)..<(($0 + 1) * columns)]) }
+        let elements = values(of: matrix)
+        return (0..<matrix.rows).map { Array(elements[($0 * matrix.columns)..<(($0 + 1) * matrix.columns)]) }
     }
 
     package func setRows(_ rows: [[Double]], of matrix: MatrixView) {
-        session.attempt(orElse: ()) { () throws(LowRankError) in
-            if matrix.isEmpty { return }
-            let compact = try makeMatrix(rows: matrix.rows, columns: matrix.columns, type: .float64, order: .rowMajor)
-            let count = matrix.rows * matrix.columns
-            let line = MatrixView(
-                address: compact.view.address, type: .float64, rows: 1, columns: count, rowStride: count, columnStride: 1)
-            setValues(Array(rows.joined()), of: line)
-            try copy(compact.view, to: matrix)
+        if matrix.columnStride != 1 || matrix.rowStride != matrix.columns {
+            for (i, row) in rows.enumerated() { setValues(row, of: matrix[rows: i..<(i + 1)]) }
+            return
         }
+        // Without gaps a matrix is one row.
+        let count = matrix.rows * matrix.columns
+        let line = MatrixView(
+            address: matrix.address, type: matrix.type, rows: 1, columns: count, rowStride: count, columnStride: 1)
+        setValues(rows.flatMap(\.self), of: line)
     }
 
     /// Waits for float64 numbers that the device has.

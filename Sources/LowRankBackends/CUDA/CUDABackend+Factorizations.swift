@@ -3,10 +3,9 @@ import CCUDA
 import LowRankCore
 
 extension CUDABackend {
-    package func factorQR(_ panel: Matrix, triangle: MatrixView) throws(LowRankError) {
+    /// By cuSOLVER, column after column.
+    func factorQRByHouseholder(_ panel: Matrix, triangle: MatrixView) throws(LowRankError) {
         let view = panel.view
-        precondition(view.rows >= view.columns && view.columns == triangle.rows, "shapes of a QR panel")
-        if try factorQRByCholesky(view, triangle: triangle) { return }
         let solver = device.solver
         let (handle, a) = (try session.libraryHandles().solver, view.address.cudaAddress)
         let (m, n) = (try int32(view.rows), try int32(view.columns))
@@ -35,47 +34,6 @@ extension CUDABackend {
                         handle, m, n, n, a, m, tau.cudaAddress, work.cudaAddress, count, info), "orgqr")
             }
         }
-    }
-
-    package func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int] {
-        let view = panel.view
-        if view.type == .float64 { return try factorLU(view) }
-        let wide = try makeMatrix(rows: view.rows, columns: view.columns, type: .float64, order: .columnMajor)
-        try copy(view, to: wide.view)
-        let permutation = try factorLU(view)
-        if areFinite([view]) { return permutation }
-        // The reciprocal of a subnormal pivot overflows. In float64 no float32 is subnormal.
-        let widePermutation = try factorLU(wide.view)
-        try copy(wide.view, to: view)
-        return widePermutation
-    }
-
-    private func factorLU(_ view: MatrixView) throws(LowRankError) -> [Int] {
-        let solver = device.solver
-        let (handle, a) = (try session.libraryHandles().solver, view.address.cudaAddress)
-        let (m, n) = (try int32(view.rows), try int32(view.columns))
-        let isWide = view.type == .float64
-        var count: Int32 = 0
-        try solver.check(
-            (isWide ? solver.cusolverDnDgetrf_bufferSize : solver.cusolverDnSgetrf_bufferSize)(handle, m, n, a, m, &count),
-            "getrf_bufferSize")
-        var pivots = [Int32](repeating: 0, count: view.columns + 1)
-        try session.withMemory(bytes: Int(count) * view.type.size) { (work) throws(LowRankError) in
-            try session.withMemory(bytes: pivots.count * 4) { (memory) throws(LowRankError) in
-                // A positive status names a zero pivot, which the caller sees on the diagonal.
-                let info = memory.cudaAddress + lr_cuda_address(view.columns * 4)
-                try solver.check(
-                    (isWide ? solver.cusolverDnDgetrf : solver.cusolverDnSgetrf)(
-                        handle, m, n, a, m, work.cudaAddress, memory.cudaAddress, info), "getrf")
-                try session.read(memory, to: &pivots, bytes: pivots.count * 4)
-            }
-        }
-        var permutation = Array(0..<view.rows)
-        for i in 0..<view.columns {
-            guard (1...view.rows).contains(Int(pivots[i])) else { throw .internal("getrf gave the pivot \(pivots[i])") }
-            permutation.swapAt(i, Int(pivots[i]) - 1)
-        }
-        return permutation
     }
 
     package func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError) {

@@ -3,35 +3,92 @@ import CCUDA
 import LowRankCore
 
 extension CUDABackend {
-    /// QR of a float32 panel from the Cholesky factors of its Gram matrices in float64, twice, with the signs of Householder's
-    /// method: a few products, where cuSOLVER works on column after column.
+    /// QR of a panel that is computed in float32 from the Cholesky factors of its Gram matrices in float64, twice, with the signs of
+    /// Householder's method: a few products, where cuSOLVER works on column after column.
     ///
     /// Source: Yamamoto et al. 2015, "Roundoff error analysis of the CholeskyQR2 algorithm". In float64 the Gram matrix of a
     /// float32 panel is good up to a condition of some 1e7; beyond, and where a sign could be either (for one in square,
-    /// triangular and sparse panels), nothing is written.
-    /// - Returns: Whether the panel has been factored.
-    func factorQRByCholesky(_ panel: MatrixView, triangle: MatrixView) throws(LowRankError) -> Bool {
-        let (m, n) = (panel.rows, panel.columns)
-        // One block does the small parts, at a time that grows with the cube of n.
-        guard panel.type == .float32, m > n, n <= 256 else { return false }
+    /// triangular and sparse panels), what is written is undefined.
+    /// - Returns: One number, zero where the panel has been factored; nil where it has been by Householder's method.
+    package func startQR(
+        of source: MatrixView, into panel: Matrix, triangle: MatrixView
+    ) throws(LowRankError) -> MatrixView? {
+        let (m, n) = (source.rows, source.columns)
+        precondition(m >= n && n == triangle.rows, "shapes of a QR panel")
+        guard panel.view.type == .float32, source.type != .float64, m > n, n > 0, n <= Int(LR_WIDE_COLUMNS) else {
+            try copy(source, to: panel.view)
+            try factorQRByHouseholder(panel, triangle: triangle)
+            return nil
+        }
+        if n <= Int(LR_PANEL_COLUMNS) { return try startNarrowQR(of: source, into: panel.view, triangle: triangle) }
+        return try startWideQR(of: source, into: panel.view, triangle: triangle)
+    }
+
+    package func factorQR(_ panel: Matrix, triangle: MatrixView) throws(LowRankError) {
+        // Cholesky's method leaves nothing of its panel where it fails.
+        let source = try makeMatrix(rows: panel.rows, columns: panel.columns, type: panel.view.type, order: .columnMajor)
+        try copy(panel.view, to: source.view)
+        guard let status = try startQR(of: source.view, into: panel, triangle: triangle) else { return }
+        if values(of: status) == [0] { return }
+        try session.requireNoFailure()
+        try copy(source.view, to: panel.view)
+        try factorQRByHouseholder(panel, triangle: triangle)
+    }
+
+    // MARK: Up to LR_PANEL_COLUMNS columns
+
+    /// In three launches: the Gram matrix; Q1 = panel R1^-1 and its Gram matrix; Q = Q1 R2^-1 and R = R2 R1. Every block of the
+    /// second and third finds the small matrices for itself.
+    private func startNarrowQR(
+        of source: MatrixView, into panel: MatrixView, triangle: MatrixView
+    ) throws(LowRankError) -> MatrixView {
+        let (m, n) = (source.rows, source.columns)
+        // Few parts of the Gram matrix, as each block adds them all up, and rows enough to keep a block busy.
+        let rows = max(64, (m + 31) / 32)
+        let parts = (m + rows - 1) / rows
+        func square(_ count: Int) throws(LowRankError) -> MatrixView {
+            try makeMatrix(rows: count * n, columns: n, type: .float64, order: .rowMajor).view
+        }
+        let (grams, nextGrams, r) = (try square(parts), try square(parts), try square(1))
+        let status = try makeMatrix(rows: 1, columns: 1, type: .float64, order: .rowMajor).view
+        let q = try makeMatrix(rows: m, columns: n, type: .float64, order: .rowMajor).view
+        var arguments = lr_panel_arguments()
+        (arguments.status, arguments.r, arguments.rows) = (status.address.cudaAddress, r.address.cudaAddress, Int64(rows))
+        (arguments.source, arguments.next_grams) = (source.onDevice, grams.address.cudaAddress)
+        try session.launch(.panel, arguments, blocks: (parts, 1, 1))
+        (arguments.target, arguments.parts, arguments.smallest) = (q.onDevice, Int32(parts), Self.smallestPivot)
+        (arguments.grams, arguments.next_grams) = (grams.address.cudaAddress, nextGrams.address.cudaAddress)
+        try session.launch(.panel, arguments, blocks: (parts, 1, 1))
+        (arguments.source, arguments.target, arguments.triangle) = (q.onDevice, panel.onDevice, triangle.onDevice)
+        (arguments.grams, arguments.next_grams) = (nextGrams.address.cudaAddress, 0)
+        (arguments.rows, arguments.smallest) = (32, Self.smallestSecondPivot)
+        try session.launch(.panel, arguments, blocks: ((m + 31) / 32 + 1, 1, 1))
+        return status
+    }
+
+    /// Relative to the diagonal. What the first factor leaves is nearly orthonormal.
+    private static let (smallestPivot, smallestSecondPivot) = (0x1p-46, 0.25)
+
+    // MARK: Up to LR_WIDE_COLUMNS columns
+
+    /// Products of any size, and one block for the small square matrices.
+    private func startWideQR(
+        of source: MatrixView, into panel: MatrixView, triangle: MatrixView
+    ) throws(LowRankError) -> MatrixView {
+        let n = source.columns
         let state = try makeMatrix(rows: 1 + n, columns: 1, type: .float64, order: .columnMajor).view
         clear(state)
-        let first = try orthonormalized(panel, smallestPivot: 0x1p-46, state)
-        // What the first left is nearly orthonormal.
-        let second = try orthonormalized(first.q.view, smallestPivot: 0.25, state)
+        let first = try orthonormalized(source, smallestPivot: Self.smallestPivot, state)
+        let second = try orthonormalized(first.q.view, smallestPivot: Self.smallestSecondPivot, state)
         let work = try makeMatrix(rows: n, columns: n, type: .float64, order: .rowMajor)
         let signs = lr_householder_signs_arguments(
             q: second.q.view[rows: 0..<n].onDevice, work: work.view.address.cudaAddress, status: state.address.cudaAddress)
         try session.launch(.householderSigns, signs, blocks: (1, 1, 1))
         let r = try product(second.r.view, first.r.view)
-        if values(of: state[rows: 0..<1]) != [0] {
-            try session.requireNoFailure()
-            return false
-        }
         let columns = state[rows: 1..<(1 + n)]
         try copy(second.q.view, rowFactors: nil, columnFactors: columns, to: panel)
         try copy(r.view, rowFactors: columns, columnFactors: nil, to: triangle)
-        return true
+        return state[rows: 0..<1]
     }
 
     /// `q r = panel` with the upper triangular Cholesky factor r of the Gram matrix, in float64.
@@ -39,15 +96,68 @@ extension CUDABackend {
         _ panel: MatrixView, smallestPivot: Double, _ state: MatrixView
     ) throws(LowRankError) -> (q: Matrix, r: Matrix) {
         let n = panel.columns
-        let r = try makeMatrix(rows: n, columns: n, type: .float64, order: .rowMajor)
-        let inverse = try makeMatrix(rows: n, columns: n, type: .float64, order: .rowMajor)
-        try multiply(alpha: 1, panel.transposed, panel, beta: 0, into: r.view)
+        func square() throws(LowRankError) -> Matrix {
+            try makeMatrix(rows: n, columns: n, type: .float64, order: .rowMajor)
+        }
+        let (gram, r, inverse) = (try square(), try square(), try square())
+        try multiply(alpha: 1, panel.transposed, panel, beta: 0, into: gram.view)
         let arguments = lr_cholesky_arguments(
-            matrix: r.view.address.cudaAddress, inverse: inverse.view.address.cudaAddress,
-            status: state.address.cudaAddress, size: Int64(n), smallest: smallestPivot)
+            matrix: gram.view.address.cudaAddress, factor: r.view.address.cudaAddress,
+            inverse: inverse.view.address.cudaAddress, status: state.address.cudaAddress, size: Int64(n),
+            smallest: smallestPivot)
         try session.launch(.cholesky, arguments, blocks: (1, 1, 1))
-        let q = try makeMatrix(rows: panel.rows, columns: n, type: panel.type, order: .columnMajor)
+        let q = try makeMatrix(rows: panel.rows, columns: n, type: .float32, order: .columnMajor)
         try multiply(alpha: 1, panel, inverse.view, beta: 0, into: q.view)
         return (q, r)
+    }
+
+    // MARK: LU
+
+    package func factorLU(_ panel: Matrix) throws(LowRankError) -> [Int] {
+        let source = try makeMatrix(rows: panel.rows, columns: panel.columns, type: panel.view.type, order: .columnMajor)
+        try copy(panel.view, to: source.view)
+        return try factorLU(of: source.view, into: panel).permutation
+    }
+
+    /// In a launch for each column, which is what it takes to compare the rows of all blocks, and two more.
+    package func factorLU(of source: MatrixView, into panel: Matrix) throws(LowRankError) -> PanelLU {
+        let (m, n, type) = (source.rows, source.columns, panel.view.type)
+        precondition(m >= n && panel.rows == m && panel.columns == n, "shapes of an LU panel")
+        guard Int32(exactly: m) != nil else {
+            throw .invalidShape(argument: "weight", expected: "dimensions below 2^31", got: "\(m)")
+        }
+        let blocks = (m + Int(LR_LU_ROWS) - 1) / Int(LR_LU_ROWS)
+        func numbers(_ count: Int) throws(LowRankError) -> MatrixView {
+            try makeMatrix(rows: count, columns: 1, type: .float64, order: .columnMajor).view
+        }
+        let work = try makeMatrix(rows: m, columns: n, type: type, order: .columnMajor).view
+        let places = try numbers((m + 1) / 2)
+        let candidates = try numbers(4 * blocks)
+        // What the host reads: pivots, diagonal and the largest magnitudes of blocks.
+        let facts = try numbers(2 * n + blocks)
+        var arguments = lr_lu_column_arguments()
+        (arguments.source, arguments.panel) = (source.onDevice, work.onDevice)
+        (arguments.places, arguments.pivots) = (places.address.cudaAddress, facts.address.cudaAddress)
+        arguments.diagonal = (facts.address + n * 8).cudaAddress
+        arguments.largest = (facts.address + 2 * n * 8).cudaAddress
+        for column in -1..<n {
+            arguments.column = Int32(column)
+            let (now, next) = (candidates.address + (column & 1) * 16 * blocks, candidates.address + (~column & 1) * 16 * blocks)
+            (arguments.candidates, arguments.next_candidates) = (now.cudaAddress, next.cudaAddress)
+            try session.launch(.luColumn, arguments, blocks: (blocks, 1, 1))
+        }
+        let placing = lr_place_rows_arguments(
+            source: work.onDevice, target: panel.view.onDevice, places: places.address.cudaAddress)
+        try session.launch(.placeRows, placing, elements: m * n)
+        let found = try readDoubles(facts.address, count: 2 * n + blocks)
+        let magnitudes = found[(2 * n)...]
+        var permutation = Array(0..<m)
+        for (i, pivot) in found[..<n].enumerated() {
+            guard let place = Int(exactly: pivot), (i..<m).contains(place) else { throw .internal("an LU gave the pivot \(pivot)") }
+            permutation.swapAt(i, place)
+        }
+        return PanelLU(
+            permutation: permutation, diagonal: Array(found[n..<(2 * n)]),
+            largest: magnitudes.allSatisfy(\.isFinite) ? magnitudes.max() ?? 0 : .nan)
     }
 }

@@ -171,4 +171,10 @@ extension MatrixView {
 
     /// Whether memory runs along the columns.
     var runsAlongColumns: Bool { rowStride.magnitude < columnStride.magnitude }
+
+    /// The view or its transpose, with rows that memory runs along.
+    var lines: MatrixView { runsAlongColumns ? transposed : self }
+
+    /// Groups of neighbours in rows, which threads take at a time.
+    var groups: Int { rows * ((columns + Int(LR_GROUP) - 1) / Int(LR_GROUP)) }
 }
