@@ -39,8 +39,7 @@ public func lr_qr(
         let device = try requireSeparate(outputs: [q, r], inputs: [weight])
         try device.run { (backend) throws(LowRankError) in
             let result = try TruncatedQR(of: weight.view, rank: rank, upperIn: r.view, on: backend)
-            try write(result.q.view, to: q, on: backend)
-            try write(result.r.view, to: r, on: backend)
+            try write([(result.q.view, q), (result.r.view, r)], on: backend)
         }
     }
 }
@@ -63,9 +62,7 @@ public func lr_ldu(
         let device = try requireSeparate(outputs: [l, d, u, permutation], inputs: [weight])
         try device.run { (backend) throws(LowRankError) in
             let result = try TruncatedLDU(of: weight.view, rank: rank, upperIn: u.view, on: backend)
-            try write(result.lower.view, to: l, on: backend)
-            try write(result.diagonal.view.transposed, to: d, on: backend)
-            try write(result.upper.view, to: u, on: backend)
+            try write([(result.lower.view, l), (result.diagonal.view.transposed, d), (result.upper.view, u)], on: backend)
             try backend.setIndices(result.permutation, of: permutation.view)
         }
     }
@@ -88,26 +85,31 @@ public func lr_svd(
         let device = try requireSeparate(outputs: [u, s, vh], inputs: [weight])
         try device.run { (backend) throws(LowRankError) in
             let result = try TruncatedSVD(of: weight.view, rank: rank, tolerance: tol, seed: seed, on: backend)
-            try write(result.u.view, to: u, on: backend)
             backend.setValues(result.s, of: s.view)
-            try requireFits(s, on: backend)
-            try write(result.vh.view, to: vh, on: backend)
+            try write([(result.u.view, u), (result.vh.view, vh)], checking: [s], on: backend)
             out_report?.pointee = lr_svd_report_t(
                 passes: Int64(result.passes), tol: result.tolerance, residual: result.residual)
         }
     }
 }
 
-/// Copies a finite result to the caller's memory, in the caller's type.
-private func write(_ source: MatrixView, to target: Tensor, on backend: some Backend) throws(LowRankError) {
+/// Copies finite results to the caller's memory, in the caller's types, and checks what may be beyond those, and `others`.
+private func write(
+    _ results: [(source: MatrixView, target: Tensor)], checking others: [Tensor] = [], on backend: some Backend
+) throws(LowRankError) {
+    var narrowed = others
     // A result that was computed in place is complete and was found finite.
-    if source.address == target.view.address { return }
-    try backend.copy(source, to: target.view)
-    if target.view.type != source.type { try requireFits(target, on: backend) }
+    for (source, target) in results where source.address != target.view.address {
+        try backend.copy(source, to: target.view)
+        if target.view.type != source.type { narrowed.append(target) }
+    }
+    try requireFits(narrowed, on: backend)
 }
 
-func requireFits(_ target: Tensor, on backend: some Backend) throws(LowRankError) {
-    if let at = backend.firstNonFinite(in: target.view) {
+func requireFits(_ targets: [Tensor], on backend: some Backend) throws(LowRankError) {
+    if backend.areFinite(targets.map(\.view)) { return }
+    for target in targets {
+        guard let at = backend.firstNonFinite(in: target.view) else { continue }
         throw .numericalFailure(
             operation: target.argument,
             reason: "entry [\(at.row), \(at.column)] is beyond the range of \(target.view.type); ask for a wider dtype")

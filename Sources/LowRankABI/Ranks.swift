@@ -16,7 +16,7 @@ public func lr_spectrum(
         try device.run { (backend) throws(LowRankError) in
             let spectrum = try Spectrum(of: weight.view, rank: rank, tolerance: tol, seed: seed, on: backend)
             backend.setValues(spectrum.values, of: values.view)
-            try requireFits(values, on: backend)
+            try requireFits([values], on: backend)
             out_norm?.pointee = spectrum.norm
             out_share?.pointee = spectrum.shares[rank - 1]
         }

@@ -16,11 +16,36 @@ extension Factors {
     /// - Complexity: 2 m n r operations; workspace m r with a core. Twice that, and a few rows of W, where entries come near
     ///   the end of the weight's range.
     public func merge(into weight: MatrixView, on backend: some Backend) throws(LowRankError) {
+        guard let merge = try startMerge(into: weight, on: backend) else { return }
+        try finish(merge, answers: backend.answers(to: merge.questions), into: weight, on: backend)
+    }
+
+    /// The start of a merge, which changes nothing.
+    struct PendingMerge {
+        /// B C.
+        let left: MatrixView
+        /// What has to be asked before the weight is changed.
+        let questions: [Question]
+    }
+
+    /// - Returns: nil where the weight has no element.
+    func startMerge(into weight: MatrixView, on backend: some Backend) throws(LowRankError) -> PendingMerge? {
         try requireShape(weight, up.rows, down.columns, "weight")
-        if weight.isEmpty { return }
-        try requireFinite(core.view, "core", on: backend)
+        if weight.isEmpty { return nil }
         let left = try core.applied(toRightOf: up, in: weight.type, on: backend)
-        let reach = backend.largestDot(left, down)
+        let questions = [.largestColumnSquare(left.transposed), .largestColumnSquare(down)] + [core.view].compactMap { view in
+            view.map { Question.isFinite($0) }
+        }
+        return PendingMerge(left: left, questions: questions)
+    }
+
+    /// Changes the weight.
+    func finish(
+        _ merge: PendingMerge, answers: [[Double]], into weight: MatrixView, on backend: some Backend
+    ) throws(LowRankError) {
+        let left = merge.left
+        if answers.count == 3, answers[2] != [1] { try requireFinite(core.view, "core", on: backend) }
+        let reach = largestDot(answers[0][0], answers[1][0])
         // A factor that is not finite makes that bound infinite, or a NaN.
         if !reach.isFinite {
             try requireFinite(up, "up", on: backend)
@@ -64,16 +89,14 @@ private func requireFinite(
     throw .nonFinite(argument: argument, row: at.row, column: at.column)
 }
 
-extension Backend {
-    /// A bound on the magnitude of every entry of `left right`, and of every partial sum of one: the largest norm of a row
-    /// times that of a column (Cauchy and Schwarz). Not finite where an operand isn't.
-    fileprivate func largestDot(_ left: MatrixView, _ right: MatrixView) -> Double {
-        let squares = [columnDots(left.transposed, left.transposed), columnDots(right, right)]
-        if !squares.joined().allSatisfy(\.isFinite) { return .nan }
-        // The squares of small numbers may vanish; what is added is more than is lost.
-        return squares.reduce(1) { $0 * (($1.max() ?? 0) + 0x1p-1000).squareRoot() }
-    }
+/// A bound on the magnitude of every entry of a product, and of every partial sum of one: the largest norm of a row of the left
+/// matrix times that of a column of the right one (Cauchy and Schwarz), of their squares. Not finite where one isn't.
+private func largestDot(_ row: Double, _ column: Double) -> Double {
+    // The squares of small numbers may vanish; what is added is more than is lost.
+    (row + 0x1p-1000).squareRoot() * (column + 0x1p-1000).squareRoot()
+}
 
+extension Backend {
     /// Whether no finite entry of `weight + scale * product` can leave the weight's range, where the product's entries and
     /// their partial sums are at most `reach`. W is read only if the change could matter to its largest number.
     fileprivate func boundsSum(of weight: MatrixView, reach: Double, scale: Double, computing type: ScalarType) -> Bool {

@@ -26,8 +26,10 @@ struct CheckedTriplets {
         let none = try backend.makeMatrix(rows: image.rows, columns: 0, type: image.view.type, order: .columnMajor)
         let factored = try orthonormalizer.orthonormalize(image, against: none.view, vanishing: 0)
         var left = factored.block
-        var s = backend.values(of: factored.triangle.view.diagonal)
-        if !isDiagonal(factored.triangle, s, image.view.type, on: backend) {
+        let squares = try backend.columnSquares(of: factored.triangle.view)
+        let answers = backend.answers(to: [.elements(factored.triangle.view.diagonal), .elements(squares.view)])
+        var s = answers[0]
+        if !isDiagonal(s, columnSquares: answers[1], image.view.type) {
             let triangle = try backend.makeMatrix(rows: s.count, columns: s.count, type: .float64, order: .columnMajor)
             try backend.copy(factored.triangle.view, to: triangle.view)
             let (y, values, xh) = try backend.factorSVD(triangle)
@@ -37,29 +39,24 @@ struct CheckedTriplets {
             image = try rotated(image, xh.view.transposed, on: backend)
         }
         let back = try weight.adjointImage(of: left.view)
-        let residuals = [
-            try largestDifference(image, left, s, on: backend), try largestDifference(back, right, s, on: backend),
-        ]
-        return CheckedTriplets(left: left, right: right, s: s, residual: max(residuals[0], residuals[1]))
+        return CheckedTriplets(
+            left: left, right: right, s: s, residual: try residual(image, left, back, right, s, on: backend))
     }
 
     /// Triplets found in another way, with two passes for the check.
     static func measured<Device: Backend>(
         left: Matrix, s: [Double], right: Matrix, of weight: inout ScaledWeight<Device>, on backend: Device
     ) throws(LowRankError) -> CheckedTriplets {
-        let image = try largestDifference(try weight.image(of: right.view), left, s, on: backend)
-        let back = try largestDifference(try weight.adjointImage(of: left.view), right, s, on: backend)
-        return CheckedTriplets(left: left, right: right, s: s, residual: max(image, back))
+        let (image, back) = (try weight.image(of: right.view), try weight.adjointImage(of: left.view))
+        return CheckedTriplets(
+            left: left, right: right, s: s, residual: try residual(image, left, back, right, s, on: backend))
     }
 
     /// Whether the diagonal descends and all else is rounding.
-    private static func isDiagonal(
-        _ triangle: Matrix, _ diagonal: [Double], _ type: ScalarType, on backend: some Backend
-    ) -> Bool {
+    private static func isDiagonal(_ diagonal: [Double], columnSquares squares: [Double], _ type: ScalarType) -> Bool {
         guard diagonal.allSatisfy({ $0 >= 0 }), zip(diagonal, diagonal.dropFirst()).allSatisfy({ $0 >= $1 }) else {
             return false
         }
-        let squares = backend.columnDots(triangle.view, triangle.view)
         let limit = 8 * type.epsilon * diagonal[0]
         // The sum of squares above the diagonal, to the rounding of float64.
         return zip(squares, diagonal).allSatisfy { $0 - $1 * $1 <= limit * limit + 4 * ScalarType.float64.epsilon * $0 }
@@ -74,16 +71,26 @@ struct CheckedTriplets {
         return try backend.product(block.view, parts.view)
     }
 
-    /// The largest column of `image − block diag(s)`.
-    private static func largestDifference(
-        _ image: Matrix, _ block: Matrix, _ s: [Double], on backend: some Backend
+    /// The largest column of `image − left diag(s)` and of `back − right diag(s)`.
+    private static func residual(
+        _ image: Matrix, _ left: Matrix, _ back: Matrix, _ right: Matrix, _ s: [Double], on backend: some Backend
     ) throws(LowRankError) -> Double {
+        let differences = [try difference(image, left, s, on: backend), try difference(back, right, s, on: backend)]
+        let answers = backend.answers(to: differences.map { .elements($0.view) })
+        let largest = answers.map { $0.max().map { $0.squareRoot() } ?? 0 }
+        return max(largest[0], largest[1])
+    }
+
+    /// The squared lengths of the columns of `image − block diag(s)`.
+    private static func difference(
+        _ image: Matrix, _ block: Matrix, _ s: [Double], on backend: some Backend
+    ) throws(LowRankError) -> Matrix {
         let values = try backend.makeMatrix(rows: s.count, columns: 1, type: block.view.type, order: .columnMajor)
         backend.setValues(s, of: values.view)
         let scaled = try backend.makeMatrix(
             rows: block.rows, columns: block.columns, type: block.view.type, order: .rowMajor)
         try backend.copy(block.view, rowFactors: nil, columnFactors: values.view, to: scaled.view)
         try backend.accumulate(image.view, beta: -1, into: scaled.view)
-        return backend.columnDots(scaled.view, scaled.view).max().map { $0.squareRoot() } ?? 0
+        return try backend.columnSquares(of: scaled.view)
     }
 }

@@ -2,15 +2,14 @@
 import LowRankBackends
 import LowRankCore
 
-/// Throws if one of the results is not finite: names the element of `weight` that is to blame, or says that finite
-/// elements overflowed on the way. The weight is searched only after a result was found spoiled.
+/// What is thrown where a result is not finite: names the element of `weight` that is to blame, or says that finite
+/// elements overflowed on the way. The weight is searched only now.
 ///
 /// - Parameter dependence: The parts of the weight that the results depend on, with their first row's and column's index.
-func requireFinite(
-    _ results: [MatrixView], of operation: String, on backend: some Backend,
+func nonFinite(
+    resultOf operation: String, on backend: some Backend,
     dependingOn dependence: [(view: MatrixView, rowIndices: [Int]?)]
-) throws(LowRankError) {
-    if backend.areFinite(results) { return }
+) -> LowRankError {
     var first: (row: Int, column: Int)?
     for part in dependence {
         guard var found = backend.firstNonFinite(in: part.view) else { continue }
@@ -18,8 +17,8 @@ func requireFinite(
         if let earlier = first, (earlier.row, earlier.column) < (found.row, found.column) { continue }
         first = found
     }
-    if let first { throw .nonFinite(argument: "weight", row: first.row, column: first.column) }
-    throw overflow(of: operation)
+    if let first { return .nonFinite(argument: "weight", row: first.row, column: first.column) }
+    return overflow(of: operation)
 }
 
 /// What is thrown where finite entries have overflowed on the way.

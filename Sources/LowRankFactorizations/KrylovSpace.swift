@@ -74,14 +74,16 @@ struct KrylovSpace<Device: Backend> {
         try subtract(basis.view[columns: coupled], coupling.view.transposed, from: image)
         let corner = try backend.product(block.view.transposed, image.view)
         try subtract(block.view, corner.view, from: image)
-        largestSquare = max(largestSquare, backend.values(of: corner.view.diagonal).max() ?? 0)
-
         dimension = new.upperBound
         columnsGrown += new.count
         let all = 0..<dimension
         // Below the square of a rounding unit nothing is left of any direction.
-        let v = try orthonormalizer.orthonormalize(
-            image, against: basis.view[columns: all], vanishing: type.epsilon * type.epsilon * largestSquare)
+        let (type, known) = (type, largestSquare)
+        let vanishing = VanishingLength(questions: [.elements(corner.view.diagonal)]) { squares in
+            type.epsilon * type.epsilon * max(known, squares[0].max() ?? 0)
+        }
+        let v = try orthonormalizer.orthonormalize(image, against: basis.view[columns: all], vanishing: vanishing)
+        largestSquare = max(largestSquare, v.answers[0].max() ?? 0)
         backend.clear(projection.view[all, new])
         try backend.copy(coupling.view.transposed, to: projection.view[coupled, new])
         try backend.copy(corner.view, to: projection.view[new, new])
@@ -124,9 +126,10 @@ struct KrylovSpace<Device: Backend> {
         let last = next.columns
         let parts = try backend.product(next.coupling.view, triplets.x[rows: last])
         // Where s is rounding the quotient says nothing; Wᵀ u is then as short as the last block's image.
-        let squares = backend.values(of: projection.view[last, last].diagonal)
-        let longest = max(squares.max() ?? 0, 0).squareRoot()
-        return zip(backend.columnDots(parts.view, parts.view), triplets.s).map { square, s in
+        let lengths = try backend.columnSquares(of: parts.view)
+        let answers = backend.answers(to: [.elements(projection.view[last, last].diagonal), .elements(lengths.view)])
+        let longest = max(answers[0].max() ?? 0, 0).squareRoot()
+        return zip(answers[1], triplets.s).map { square, s in
             s > 0 ? min(square.squareRoot() / s, longest) : longest
         }
     }

@@ -10,6 +10,14 @@ struct OrthonormalBlock {
     let coefficients: Matrix?
     /// R [b, b], float64.
     let triangle: Matrix
+    /// Of the questions that came with the block.
+    let answers: [[Double]]
+}
+
+/// The length up to which a direction counts as rounding, where the host has yet to ask for what it depends on.
+struct VanishingLength {
+    var questions: [Question] = []
+    var length: ([[Double]]) -> Double
 }
 
 /// Makes blocks orthonormal; draws the directions that a block lacks from one stream of random numbers.
@@ -41,18 +49,33 @@ struct Orthonormalizer<Device: Backend> {
     /// rank-deficient block) are replaced by random ones that carry no weight in R.
     ///
     /// - Parameters:
-    ///   - vanishing: Length up to which a direction counts as rounding.
+    ///   - vanishing: Length up to which a direction counts as rounding. A well-conditioned block lets the host wait once, for
+    ///     what that depends on as well.
+    mutating func orthonormalize(
+        _ block: Matrix, against basis: MatrixView, vanishing: VanishingLength
+    ) throws(LowRankError) -> OrthonormalBlock {
+        if block.columns > Self.widestCholesky {
+            let answers = backend.answers(to: vanishing.questions)
+            return try orthonormalizeBySweeps(block, against: basis, start: nil, vanishing, answers)
+        }
+        let coefficients = try basis.columns > 0 ? project(block, from: basis) : nil
+        let gram = try backend.makeMatrix(rows: block.columns, columns: block.columns, type: .float64, order: .rowMajor)
+        try backend.multiply(alpha: 1, block.view.transposed, block.view, beta: 0, into: gram.view)
+        let taken = try coefficients.map { (taken) throws(LowRankError) in try backend.columnSquares(of: taken.view) }
+        let questions = [gram.view, taken?.view].compactMap(\.self).map { Question.elements($0) }
+        let answers = backend.answers(to: questions + vanishing.questions)
+        let others = Array(answers.suffix(vanishing.questions.count))
+        let lost = taken == nil ? [] : answers[1]
+        if let (q, r) = try choleskyQR(block, gram: answers[0], lost: lost, shortest: vanishing.length(others)) {
+            return OrthonormalBlock(block: q, coefficients: coefficients, triangle: r, answers: others)
+        }
+        return try orthonormalizeBySweeps(block, against: basis, start: coefficients, vanishing, others)
+    }
+
     mutating func orthonormalize(
         _ block: Matrix, against basis: MatrixView, vanishing: Double
     ) throws(LowRankError) -> OrthonormalBlock {
-        var coefficients: Matrix?
-        if block.columns <= Self.widestCholesky {
-            if basis.columns > 0 { coefficients = try project(block, from: basis) }
-            if let (q, r) = try choleskyQR(block, taken: coefficients?.view, shortest: vanishing) {
-                return OrthonormalBlock(block: q, coefficients: coefficients, triangle: r)
-            }
-        }
-        return try orthonormalizeBySweeps(block, against: basis, start: coefficients, threshold: vanishing)
+        try orthonormalize(block, against: basis, vanishing: VanishingLength { _ in vanishing })
     }
 
     /// `block -= basis (basisᵀ block)`; returns what was taken off, `basisᵀ block`.
@@ -62,23 +85,18 @@ struct Orthonormalizer<Device: Backend> {
         return coefficients
     }
 
-    /// Q R of a block whose columns, brought to unit length, are far from dependent, are longer than `shortest`, and have
-    /// not lost most of their length to what was taken off them; nil for another.
+    /// Q R of a block with a Gram matrix, whose columns, brought to unit length, are far from dependent, are longer than
+    /// `shortest`, and have not `lost` most of their squared length to what was taken off them; nil for another.
     ///
     /// Rounding is magnified by the condition number at most, which the smallest pivot bounds.
     private func choleskyQR(
-        _ block: Matrix, taken: MatrixView?, shortest: Double
+        _ block: Matrix, gram: [Double], lost: [Double], shortest: Double
     ) throws(LowRankError) -> (q: Matrix, r: Matrix)? {
         let b = block.columns
-        let gram = try backend.makeMatrix(rows: b, columns: b, type: .float64, order: .rowMajor)
-        try backend.multiply(alpha: 1, block.view.transposed, block.view, beta: 0, into: gram.view)
-        let rows = backend.rows(of: gram.view)
+        let rows = (0..<b).map { Array(gram[($0 * b)..<(($0 + 1) * b)]) }
         let squares = (0..<b).map { rows[$0][$0] }
         guard squares.allSatisfy({ $0 > shortest * shortest && $0.isFinite }) else { return nil }
-        if let taken {
-            let lost = backend.columnDots(taken, taken)
-            if (0..<b).contains(where: { squares[$0] < 0.01 * lost[$0] }) { return nil }
-        }
+        if lost.indices.contains(where: { squares[$0] < 0.01 * lost[$0] }) { return nil }
         let lengths = squares.map { $0.squareRoot() }
         guard let (factor, inverse) = choleskyFactor(rows, lengths: lengths, smallestPivot: 1e-4) else { return nil }
         let triangle = try backend.makeMatrix(rows: b, columns: b, type: .float64, order: .rowMajor)
@@ -91,8 +109,9 @@ struct Orthonormalizer<Device: Backend> {
     /// Householder's QR after each projection. From the second sweep on the columns are of unit length, so a diagonal
     /// near one says that the projection took nothing off them.
     private mutating func orthonormalizeBySweeps(
-        _ block: Matrix, against basis: MatrixView, start: Matrix?, threshold: Double
+        _ block: Matrix, against basis: MatrixView, start: Matrix?, _ vanishing: VanishingLength, _ answers: [[Double]]
     ) throws(LowRankError) -> OrthonormalBlock {
+        let threshold = vanishing.length(answers)
         let columns = block.columns
         let type = block.view.type
         let panel = try backend.makeMatrix(rows: block.rows, columns: columns, type: type, order: .columnMajor)
@@ -120,10 +139,20 @@ struct Orthonormalizer<Device: Backend> {
             triangle = try backend.product(step.view, triangle.view)
             let isOrthogonal = basis.columns == 0 || (sweep > 0 && diagonal.allSatisfy { $0.magnitude > 0.5 })
             if missing.isEmpty && isOrthogonal {
-                return OrthonormalBlock(block: panel, coefficients: coefficients, triangle: triangle)
+                return OrthonormalBlock(
+                    block: panel, coefficients: coefficients, triangle: triangle, answers: answers)
             }
         }
         throw .internal("a block could not be made orthogonal")
+    }
+}
+
+extension Backend {
+    /// The sum of the squares of each column, as a vector on the device.
+    func columnSquares(of view: MatrixView) throws(LowRankError) -> Matrix {
+        let squares = try makeMatrix(rows: view.columns, columns: 1, type: .float64, order: .columnMajor)
+        try columnDots(view, view, scale: 1, into: squares.view)
+        return squares
     }
 }
 

@@ -12,6 +12,8 @@ public struct TruncatedLDU {
     public let upper: Matrix
     /// Row `i` of the permuted weight is row `permutation[i]` of the weight; all m rows.
     public let permutation: [Int]
+    /// D on the host.
+    package let pivots: [Double]
 }
 
 extension TruncatedLDU {
@@ -36,39 +38,50 @@ extension TruncatedLDU {
     public init(
         of weight: MatrixView, rank: Int, upperIn target: MatrixView? = nil, on backend: some Backend
     ) throws(LowRankError) {
+        let (result, check) = try Self.started(of: weight, rank: rank, upperIn: target, on: backend)
+        self = try check.resolved(result, on: backend)
+    }
+
+    /// The factors, and what has still to be asked about them.
+    package static func started(
+        of weight: MatrixView, rank: Int, upperIn target: MatrixView? = nil, on backend: some Backend
+    ) throws(LowRankError) -> (result: TruncatedLDU, check: PendingCheck<TruncatedLDU>) {
         try requireRank(rank, of: weight)
         let type = weight.type.computeType
-        lower = try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor)
-        upper = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, reusing: target)
-        diagonal = try backend.makeMatrix(rows: rank, columns: 1, type: type, order: .columnMajor)
-
         let panel = weight[columns: 0..<rank]
-        try backend.copy(panel, to: lower.view)
-        let largest = backend.maxMagnitude(of: lower.view)
-        // An infinite pivot would divide its column to plausible zeros, so the panel is checked before it is factored.
-        if !largest.isFinite { try requireFinite([panel], of: "ldu", on: backend, dependingOn: [(panel, nil)]) }
-        permutation = try backend.factorLU(lower)
+        let lower = try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor)
+        let found = try backend.factorLU(of: panel, into: lower)
+        // An infinite pivot divides its column to plausible zeros, so it is the panel itself that counts.
+        if !found.largest.isFinite { throw nonFinite(resultOf: "ldu", on: backend, dependingOn: [(panel, nil)]) }
+        let threshold = type.epsilon * found.largest
+        let result = TruncatedLDU(
+            lower: lower, diagonal: try backend.makeMatrix(rows: rank, columns: 1, type: type, order: .columnMajor),
+            upper: try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, reusing: target),
+            permutation: found.permutation, pivots: found.diagonal.map { $0.magnitude <= threshold ? 0 : $0 })
+        try result.writeUpper(of: weight, on: backend)
+        let check = PendingCheck<TruncatedLDU>(questions: [.isFinite(lower.view), .isFinite(result.upper.view)]) {
+            (answers) throws(LowRankError) in
+            if answers == [[1], [1]] && result.pivots.allSatisfy(\.isFinite) { return nil }
+            let pivotRows = result.permutation[..<rank].sorted()
+            let dependence: [(MatrixView, [Int]?)] = [(panel, nil)] + pivotRows.map { (weight[rows: $0..<($0 + 1)], [$0]) }
+            throw nonFinite(resultOf: "ldu", on: backend, dependingOn: dependence)
+        }
+        return (result, check)
+    }
 
-        var pivots = backend.values(of: lower.view.diagonal)
-        let threshold = type.epsilon * largest
-        pivots = pivots.map { $0.magnitude <= threshold ? 0 : $0 }
-
-        // D U from the pivot rows, then U by division. L's rows above the diagonal still hold D U's leading block.
-        try backend.gatherRows(permutation[..<rank], of: weight, to: upper.view)
+    /// D U from the pivot rows, then U by division. L's rows above the diagonal still hold D U's leading block.
+    private func writeUpper(of weight: MatrixView, on backend: some Backend) throws(LowRankError) {
+        try backend.gatherRows(permutation[..<pivots.count], of: weight, to: upper.view)
         try backend.solveUnitLower(lower, upper)
-        let reciprocals = try backend.makeMatrix(rows: rank, columns: 1, type: .float64, order: .columnMajor)
+        let reciprocals = try backend.makeMatrix(rows: pivots.count, columns: 1, type: .float64, order: .columnMajor)
         backend.setValues(pivots.map { $0 == 0 ? 0 : 1 / $0 }, of: reciprocals.view)
         try backend.copy(upper.view, rowFactors: reciprocals.view, columnFactors: nil, to: upper.view)
         backend.setValues(pivots, of: diagonal.view)
-
-        try writeTriangles(pivots, on: backend)
-        let pivotRows = permutation[..<rank].sorted()
-        let dependence: [(MatrixView, [Int]?)] = [(panel, nil)] + pivotRows.map { (weight[rows: $0..<($0 + 1)], [$0]) }
-        try requireFinite([lower.view, upper.view, diagonal.view], of: "ldu", on: backend, dependingOn: dependence)
+        try writeTriangles(on: backend)
     }
 
     /// Exact zeros and ones where L and U have them.
-    private func writeTriangles(_ pivots: [Double], on backend: some Backend) throws(LowRankError) {
+    private func writeTriangles(on backend: some Backend) throws(LowRankError) {
         for (i, pivot) in pivots.enumerated() where pivot == 0 { backend.clear(upper.view[rows: i..<(i + 1)]) }
         backend.makeUnitLower(upper.view[columns: 0..<pivots.count].transposed)
         backend.makeUnitLower(lower.view)

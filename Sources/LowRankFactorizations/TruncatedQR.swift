@@ -31,14 +31,44 @@ extension TruncatedQR {
     public init(
         of weight: MatrixView, rank: Int, upperIn target: MatrixView? = nil, on backend: some Backend
     ) throws(LowRankError) {
+        let (result, check) = try Self.started(of: weight, rank: rank, upperIn: target, on: backend)
+        self = try check.resolved(result, on: backend)
+    }
+
+    /// The factors, and what has still to be asked about them.
+    package static func started(
+        of weight: MatrixView, rank: Int, upperIn target: MatrixView? = nil, on backend: some Backend
+    ) throws(LowRankError) -> (result: TruncatedQR, check: PendingCheck<TruncatedQR>) {
         try requireRank(rank, of: weight)
         let type = weight.type.computeType
-        q = try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor)
-        r = try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, reusing: target)
-        try backend.copy(weight[columns: 0..<rank], to: q.view)
-        try backend.factorQR(q, triangle: r.view[columns: 0..<rank])
-        let rest = rank..<weight.columns
+        let result = TruncatedQR(
+            q: try backend.makeMatrix(rows: weight.rows, columns: rank, type: type, order: .columnMajor),
+            r: try backend.makeMatrix(rows: rank, columns: weight.columns, type: type, reusing: target))
+        let (panel, triangle) = (weight[columns: 0..<rank], result.r.view[columns: 0..<rank])
+        let status = try backend.startQR(of: panel, into: result.q, triangle: triangle)
+        try result.project(weight, on: backend)
+        let factors = [result.q.view, result.r.view]
+        let isOpen = status.map { Question.elements($0) }
+        let check = PendingCheck<TruncatedQR>(questions: [isOpen].compactMap(\.self) + factors.map { .isFinite($0) }) {
+            (answers) throws(LowRankError) in
+            var areFinite = answers.suffix(factors.count) == [[1], [1]]
+            var other: TruncatedQR?
+            if isOpen != nil, answers[0] != [0] {
+                try backend.copy(panel, to: result.q.view)
+                try backend.factorQR(result.q, triangle: triangle)
+                try result.project(weight, on: backend)
+                areFinite = backend.areFinite(factors)
+                other = result
+            }
+            if !areFinite { throw nonFinite(resultOf: "qr", on: backend, dependingOn: [(weight, nil)]) }
+            return other
+        }
+        return (result, check)
+    }
+
+    /// The other columns of R.
+    private func project(_ weight: MatrixView, on backend: some Backend) throws(LowRankError) {
+        let rest = q.columns..<weight.columns
         try backend.multiply(alpha: 1, q.view.transposed, weight[columns: rest], beta: 0, into: r.view[columns: rest])
-        try requireFinite([q.view, r.view], of: "qr", on: backend, dependingOn: [(weight, nil)])
     }
 }

@@ -218,7 +218,9 @@ import Testing
         Issue.record("\(name) never succeeds")
     }
 
-    @Test(arguments: ["lr_qr", "lr_svd", "lr_merge", "lr_initialize olora", "lr_initialize lamda"])
+    @Test(arguments: [
+        "lr_qr", "lr_ldu", "lr_svd", "lr_merge", "lr_initialize olora", "lr_initialize loldu", "lr_initialize lamda",
+    ])
     func nonFiniteWeights(name: String) throws {
         let call = try TestCall.named(name)
         let argument = name == "lr_merge" ? "down" : "weight"

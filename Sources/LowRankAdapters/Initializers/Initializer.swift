@@ -36,6 +36,8 @@ public struct StartingFactors {
     public let core: Core
     /// A, `[r, n]`.
     public let down: Matrix
+    /// What has still to be asked about them.
+    private(set) var check: PendingCheck<StartingFactors>?
 
     /// Takes matrices whose shapes chain.
     public init(up: Matrix, permutation: [Int]? = nil, core: Core, down: Matrix) {
@@ -43,6 +45,13 @@ public struct StartingFactors {
         self.permutation = permutation
         self.core = core
         self.down = down
+    }
+
+    /// The same, to be asked about.
+    func checked(by check: PendingCheck<StartingFactors>) -> StartingFactors {
+        var result = self
+        result.check = check
+        return result
     }
 }
 
@@ -89,38 +98,71 @@ extension Initializer {
     ) throws(LowRankError) {
         let start = try startingFactors(
             of: weight, rank: rank, scale: target.scale, options: options, downIn: target.down, on: backend)
-        try store(start.up, permutation: start.permutation, to: target.up, "up", on: backend)
-        try store(start.down, to: target.down, "down", on: backend)
+        var residual: Factors?
+        if inPlace {
+            residual = target
+            residual?.scale = -target.scale
+        }
+        try finish(start, storedIn: target, subtracting: residual, from: weight, on: backend)
+    }
+
+    /// Stores the factors and changes the weight. The host waits once, for all that it has to know before that.
+    private static func finish(
+        _ start: StartingFactors, storedIn target: Factors, subtracting residual: Factors?, from weight: MatrixView,
+        on backend: some Backend
+    ) throws(LowRankError) {
+        let stored = try store(start, to: target, on: backend)
+        let merge = try residual?.startMerge(into: weight, on: backend)
+        let aboutStart = start.check?.questions ?? []
+        let answers = backend.answers(
+            to: aboutStart + stored.map { .isFinite($0.view) } + (merge?.questions ?? []))
+        if let other = try start.check?.resolve(Array(answers.prefix(aboutStart.count))) {
+            return try finish(other, storedIn: target, subtracting: residual, from: weight, on: backend)
+        }
+        for (part, answer) in zip(stored, answers.dropFirst(aboutStart.count)) where answer != [1] {
+            throw tooLarge(part.view, part.argument, on: backend)
+        }
+        if let residual, let merge {
+            let aboutMerge = Array(answers.suffix(merge.questions.count))
+            try residual.finish(merge, answers: aboutMerge, into: weight, on: backend)
+        }
+    }
+
+    /// Copies the factors to where they go.
+    ///
+    /// - Returns: What may lie beyond the range of its type. What was computed in place is finite if the factorisation is.
+    private static func store(
+        _ start: StartingFactors, to target: Factors, on backend: some Backend
+    ) throws(LowRankError) -> [(view: MatrixView, argument: String)] {
+        var copies = [(start.up, target.up, "up"), (start.down, target.down, "down")]
         switch (start.core, target.core) {
         case (.identity, .identity): break
         case (.diagonal(let core), .diagonal(let view)):
-            try store(core, to: view.rows == 1 ? view.transposed : view, "core", on: backend)
-        case (.square(let core), .square(let view)): try store(core, to: view, "core", on: backend)
+            copies.append((core, view.rows == 1 ? view.transposed : view, "core"))
+        case (.square(let core), .square(let view)): copies.append((core, view, "core"))
         case (let core, _):
-            throw .invalidShape(argument: "core", expected: core.shape(rank: rank), got: target.core.view?.shape ?? "none")
+            throw .invalidShape(
+                argument: "core", expected: core.shape(rank: start.down.rows), got: target.core.view?.shape ?? "none")
         }
-        guard inPlace else { return }
-        var residual = target
-        residual.scale = -target.scale
-        try residual.merge(into: weight, on: backend)
+        var stored: [(view: MatrixView, argument: String)] = []
+        for (source, view, argument) in copies {
+            try requireShape(view, source.rows, source.columns, argument)
+            if source.view.address == view.address { continue }
+            if argument == "up", let permutation = start.permutation {
+                try backend.scatterRows(source.view, to: permutation, of: view)
+            } else {
+                try backend.copy(source.view, to: view)
+            }
+            stored.append((view, argument))
+        }
+        return stored
     }
 
-    private static func store(
-        _ source: Matrix, permutation: [Int]? = nil, to target: MatrixView, _ argument: String, on backend: some Backend
-    ) throws(LowRankError) {
-        try requireShape(target, source.rows, source.columns, argument)
-        // What was computed in place is complete and was found finite.
-        if source.view.address == target.address { return }
-        if let permutation {
-            try backend.scatterRows(source.view, to: permutation, of: target)
-        } else {
-            try backend.copy(source.view, to: target)
-        }
-        if let at = backend.firstNonFinite(in: target) {
-            throw .numericalFailure(
-                operation: name,
-                reason: "\(argument)[\(at.row), \(at.column)] is beyond the range of \(target.type); ask for wider factors")
-        }
+    private static func tooLarge(_ view: MatrixView, _ argument: String, on backend: some Backend) -> LowRankError {
+        let at = backend.firstNonFinite(in: view) ?? (0, 0)
+        return .numericalFailure(
+            operation: name,
+            reason: "\(argument)[\(at.row), \(at.column)] is beyond the range of \(view.type); ask for wider factors")
     }
 }
 

@@ -31,11 +31,16 @@ public enum LoLDU: Initializer {
         of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
         on backend: some Backend
     ) throws(LowRankError) -> StartingFactors {
-        let ldu = try TruncatedLDU(of: weight, rank: rank, upperIn: target, on: backend)
-        let start = options.diagonal.values(
-            replacing: backend.values(of: ldu.diagonal.view), stream: RandomStream(seed: options.seed))
-        backend.setValues(start, of: ldu.diagonal.view)
-        return StartingFactors(
+        let (ldu, check) = try TruncatedLDU.started(of: weight, rank: rank, upperIn: target, on: backend)
+        if options.diagonal != .ldu {
+            let start = options.diagonal.values(replacing: ldu.pivots, stream: RandomStream(seed: options.seed))
+            backend.setValues(start, of: ldu.diagonal.view)
+        }
+        return factors(ldu).checked(by: check.map(factors))
+    }
+
+    private static func factors(_ ldu: TruncatedLDU) -> StartingFactors {
+        StartingFactors(
             up: ldu.lower, permutation: ldu.permutation, core: .diagonal(ldu.diagonal), down: ldu.upper)
     }
 }

@@ -13,7 +13,11 @@ public enum OLoRA: Initializer {
         of weight: MatrixView, rank: Int, scale: Double, options: InitializerOptions, downIn target: MatrixView?,
         on backend: some Backend
     ) throws(LowRankError) -> StartingFactors {
-        let qr = try TruncatedQR(of: weight, rank: rank, upperIn: target, on: backend)
-        return StartingFactors(up: qr.q, core: .identity, down: qr.r)
+        let (qr, check) = try TruncatedQR.started(of: weight, rank: rank, upperIn: target, on: backend)
+        return factors(qr).checked(by: check.map(factors))
+    }
+
+    private static func factors(_ qr: TruncatedQR) -> StartingFactors {
+        StartingFactors(up: qr.q, core: .identity, down: qr.r)
     }
 }
