@@ -18,7 +18,6 @@ import Testing
         static func of(_ double: CUDADouble) -> Counts {
             let launches = [
                 "cuLaunchKernel", "cublasGemmEx", "cublasStrsm_v2", "cublasDtrsm_v2", "cusolverDnSgeqrf", "cusolverDnSorgqr",
-                "cusolverDnSgetrf",
             ]
             let waits = double.calls("cuStreamSynchronize")
             return Counts(launches: launches.map { double.calls($0) }.reduce(0, +), waits: waits)
@@ -30,14 +29,14 @@ import Testing
     }
 
     private func counts(
-        _ name: String, _ type: ScalarType, m: Int = 150, n: Int = 130, r: Int = 32
+        _ name: String, _ type: ScalarType, m: Int = 200, n: Int = 180, r: Int = 32
     ) throws -> Counts {
         var made = TestCall.Arguments()
         (made.m, made.n, made.r, made.type) = (m, n, r, type)
         return try TestCall.$made.withValue(made) {
             let call = try TestCall.named(name)
             var result = Counts(launches: 0, waits: 0)
-            CUDADouble.withWarmDevice { double in
+            try CUDADouble.withWarmDevice { double in
                 let moved = call.arguments.map { $0.tensor.moved(to: double) }
                 let before = Counts.of(double)
                 #expect(call() == .ok, "\(name): \(lastMessage)")
@@ -63,16 +62,15 @@ import Testing
         ]
         for (name, type, expected) in cases {
             let got = try counts(name, type, r: r)
-            print("COUNT", name, type, got)
             #expect(got == expected, "\(name) \(type)")
         }
     }
 
-    /// Of a Krylov space whose convergence takes many steps; per step one wait, and a few for each look at what has converged.
+    /// A Krylov space of a weight whose singular values fall slowly: one wait a step, and a few for each look at what has
+    /// converged.
     @Test(arguments: [ScalarType.float32, .bfloat16])
     func waitsOfTheSVD(type: ScalarType) throws {
         let got = try counts("lr_svd", type, m: 420, n: 400, r: 16)
-        print("COUNT lr_svd", type, got)
-        #expect(got.waits < 50, "\(got)")
+        #expect(got.waits <= 39, "\(got)")
     }
 }

@@ -113,13 +113,7 @@ typedef int (*pfn_cusolverDnSorgqr)(void *handle, int m, int n, int k, lr_cuda_a
                                     lr_cuda_address workspace, int count, lr_cuda_address info);
 typedef int (*pfn_cusolverDnDorgqr)(void *handle, int m, int n, int k, lr_cuda_address a, int lda, lr_cuda_address tau,
                                     lr_cuda_address workspace, int count, lr_cuda_address info);
-typedef int (*pfn_cusolverDnSgetrf_bufferSize)(void *handle, int m, int n, lr_cuda_address a, int lda, int *count);
-typedef int (*pfn_cusolverDnDgetrf_bufferSize)(void *handle, int m, int n, lr_cuda_address a, int lda, int *count);
 // Pivots are int32 and count from 1.
-typedef int (*pfn_cusolverDnSgetrf)(void *handle, int m, int n, lr_cuda_address a, int lda, lr_cuda_address workspace,
-                                    lr_cuda_address pivots, lr_cuda_address info);
-typedef int (*pfn_cusolverDnDgetrf)(void *handle, int m, int n, lr_cuda_address a, int lda, lr_cuda_address workspace,
-                                    lr_cuda_address pivots, lr_cuda_address info);
 
 // MARK: NVRTC, libnvrtc.so.12 or .13
 

@@ -114,10 +114,6 @@ struct CUDASolver: Sendable {
     let cusolverDnDorgqr_bufferSize: pfn_cusolverDnDorgqr_bufferSize
     let cusolverDnSorgqr: pfn_cusolverDnSorgqr
     let cusolverDnDorgqr: pfn_cusolverDnDorgqr
-    let cusolverDnSgetrf_bufferSize: pfn_cusolverDnSgetrf_bufferSize
-    let cusolverDnDgetrf_bufferSize: pfn_cusolverDnDgetrf_bufferSize
-    let cusolverDnSgetrf: pfn_cusolverDnSgetrf
-    let cusolverDnDgetrf: pfn_cusolverDnDgetrf
 
     init(_ library: SharedLibrary) throws(LowRankError) {
         cusolverDnCreate = try library.function("cusolverDnCreate")
@@ -131,10 +127,6 @@ struct CUDASolver: Sendable {
         cusolverDnDorgqr_bufferSize = try library.function("cusolverDnDorgqr_bufferSize")
         cusolverDnSorgqr = try library.function("cusolverDnSorgqr")
         cusolverDnDorgqr = try library.function("cusolverDnDorgqr")
-        cusolverDnSgetrf_bufferSize = try library.function("cusolverDnSgetrf_bufferSize")
-        cusolverDnDgetrf_bufferSize = try library.function("cusolverDnDgetrf_bufferSize")
-        cusolverDnSgetrf = try library.function("cusolverDnSgetrf")
-        cusolverDnDgetrf = try library.function("cusolverDnDgetrf")
     }
 
     /// Throws what a call returned unless it is success.
