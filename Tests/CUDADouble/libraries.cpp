@@ -1,285 +1,226 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 //
-// cuBLAS and cuSOLVER, column-major as they are. Products are summed in float64 here, factorisations are LAPACK's.
+// cuBLAS and cuSOLVER: BLAS's and LAPACK's routines in float64, whose results are rounded to the matrices' types.
 #include "include/double.hpp"
 
-#include <algorithm>
+#include <cblas.h>
 #include <cmath>
-#include <cstring>
-#include <vector>
 
-// LAPACK's and BLAS's, which stand for cuSOLVER's and cuBLAS's.
+// OpenBLAS has no header for LAPACK's.
 extern "C" {
-#define FACTORIZATIONS(s, T)                                                                                              \
-  void s##geqrf_(const int32_t *m, const int32_t *n, T *a, const int32_t *lda, T *tau, T *work, const int32_t *lwork,     \
-                 int32_t *info);                                                                                          \
-  void s##orgqr_(const int32_t *m, const int32_t *n, const int32_t *k, T *a, const int32_t *lda, const T *tau, T *work,   \
-                 const int32_t *lwork, int32_t *info);                                                                    \
-  void s##getrf_(const int32_t *m, const int32_t *n, T *a, const int32_t *lda, int32_t *ipiv, int32_t *info);             \
-  void s##trsm_(const char *side, const char *uplo, const char *transa, const char *diag, const int32_t *m,               \
-                const int32_t *n, const T *alpha, const T *a, const int32_t *lda, T *b, const int32_t *ldb,               \
-                size_t side_length, size_t uplo_length, size_t transa_length, size_t diag_length);
-FACTORIZATIONS(s, float)
-FACTORIZATIONS(d, double)
-#undef FACTORIZATIONS
-void dgemm_(const char *transa, const char *transb, const int32_t *m, const int32_t *n, const int32_t *k,
-            const double *alpha, const double *a, const int32_t *lda, const double *b, const int32_t *ldb,
-            const double *beta, double *c, const int32_t *ldc, size_t transa_length, size_t transb_length);
+void dgeqrf_(const int *m, const int *n, double *a, const int *lda, double *tau, double *work, const int *size,
+             int *info);
+void dorgqr_(const int *m, const int *n, const int *k, double *a, const int *lda, const double *tau, double *work,
+             const int *size, int *info);
+void dgetrf_(const int *m, const int *n, double *a, const int *lda, int *pivots, int *info);
 }
 
 using namespace cuda_double;
 
 namespace {
 
-enum { success = 0, invalidValue = 7, notSupported = 15, invalidSolverValue = 3 };
-enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70 };
+enum { R_32F = 0, R_64F = 1, R_16F = 2, R_32I = 10, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70 };
+enum { notSupported = 15 };
 
+/// Of cuBLAS or of cuSOLVER.
 struct Handle {
   int device;
-  void *stream = nullptr;
-  Address workspace = 0;
-  std::size_t workspaceBytes = 0;
-  bool hadWorkspace = false;
+  void *stream;
+  bool hasWorkspace; // since the stream was set
+
+  bool isReady() const {
+    return cuda_double::isReady() && (device == currentDevice() || violation("the handle is of another device"));
+  }
 };
 
-bool isReadyOn(const char *symbol, const Handle *handle) {
-  if (!isReady(symbol)) return false;
-  return handle->device == currentDevice() || violation("%s: the handle is of another device", symbol);
-}
+// No processor of today's rounds to it by itself.
+struct BFloat16 {
+  std::uint16_t bits;
+  operator double() const { return __builtin_bit_cast(float, std::uint32_t(bits) << 16); }
+  void operator=(double value) {
+    auto wide = __builtin_bit_cast(std::uint32_t, float(value));
+    bits = std::isnan(value) ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+  }
+};
 
-std::size_t sizeOf(int type) { return type == R_64F ? 8 : type == R_32F ? 4 : 2; }
-
-double load(Address address, int type, std::size_t index) {
-  if (type == R_64F) return host<double>(address)[index];
-  if (type == R_32F) return host<float>(address)[index];
-  if (type == R_16F) return host<_Float16>(address)[index];
-  std::uint32_t bits = std::uint32_t(host<std::uint16_t>(address)[index]) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-void store(Address address, int type, std::size_t index, double value) {
-  if (type == R_64F) host<double>(address)[index] = value;
-  else if (type == R_32F) host<float>(address)[index] = float(value);
-  else if (type == R_16F) host<_Float16>(address)[index] = _Float16(float(value));
-  else {
-    float rounded = float(value);
-    std::uint32_t bits;
-    std::memcpy(&bits, &rounded, 4);
-    bits += std::isnan(rounded) ? 0 : 0x7fff + (bits >> 16 & 1);
-    host<std::uint16_t>(address)[index] = bits >> 16;
+/// Calls the body with a pointer to elements of a type.
+template <class Body> void withElements(void *memory, int type, Body body) {
+  switch (type) {
+  case R_64F: return body(static_cast<double *>(memory));
+  case R_32F: return body(static_cast<float *>(memory));
+  case R_16F: return body(static_cast<_Float16 *>(memory));
+  case R_32I: return body(static_cast<int *>(memory));
+  default: return body(static_cast<BFloat16 *>(memory));
   }
 }
 
-/// op(matrix) as columns of float64 without gaps.
-std::vector<double> columns(Address address, int type, bool isTransposed, int rows, int count, std::size_t stride) {
-  std::vector<double> result(std::size_t(rows) * count);
-  for (int j = 0; j < count; j++)
-    for (int i = 0; i < rows; i++)
-      result[std::size_t(j) * rows + i] = load(address, type, isTransposed ? i * stride + j : j * stride + i);
-  return result;
-}
+/// Column-major, in device memory.
+struct Matrix {
+  Address address;
+  int type, rows, columns, stride;
 
-/// A matrix in memory, in bytes.
-struct Region {
-  Address start;
-  std::int64_t rows, columns, stride;
+  std::int64_t size() const { return type == R_64F ? 8 : type == R_32F || type == R_32I ? 4 : 2; }
+  Address end() const { return address + ((columns - 1) * std::int64_t(stride) + rows) * size(); }
+
+  bool isValid(const char *name) const {
+    if (stride < std::max(1, rows))
+      return violation(name, " [", rows, ", ", columns, "] has leading dimension ", stride);
+    return isSpan(name, address, end() - address, size());
+  }
+
+  /// Whether the two share an element; those of one larger matrix may lie side by side.
+  bool overlaps(const Matrix &other) const {
+    if (address >= other.end() || other.address >= end()) return false;
+    std::int64_t step = stride * size(), offset = ((other.address - address) % step + step) % step;
+    return step != other.stride * other.size() || offset < rows * size() || offset + other.rows * other.size() > step;
+  }
+
+  /// Its columns, without gaps.
+  std::vector<double> values() const {
+    std::vector<double> result;
+    withElements(address, type, [&](auto *column) {
+      for (int j = 0; j < columns; j++, column += stride) result.insert(result.end(), column, column + rows);
+    });
+    return result;
+  }
+
+  void set(const std::vector<double> &values) const {
+    withElements(address, type, [&](auto *column) {
+      for (auto value = values.begin(); value != values.end(); value += rows, column += stride)
+        std::copy(value, value + rows, column);
+    });
+  }
 };
 
-/// Whether two matrices share an element; those of one larger matrix may lie side by side.
-bool overlap(Region a, Region b) {
-  if (a.start >= b.start + b.columns * b.stride || b.start >= a.start + a.columns * a.stride) return false;
-  std::int64_t offset = std::int64_t(b.start - a.start) % a.stride;
-  if (offset < 0) offset += a.stride;
-  return a.stride != b.stride || offset < a.rows || offset + b.rows > a.stride;
-}
+double number(void *value, int type) { return Matrix{static_cast<Address>(value), type, 1, 1, 1}.values()[0]; }
+CBLAS_TRANSPOSE transposition(int op) { return op ? CblasTrans : CblasNoTrans; }
 
 } // namespace
 
-// MARK: cuBLAS
-
-static int create(const char *symbol, void **handle) {
-  NEED(isReady(symbol, false), 1);
-  *handle = new Handle{currentDevice()};
-  return success;
-}
-
 EXPORT int cublasCreate_v2(void **handle) {
-  ENTER;
-  return create(__func__, handle);
+  ENTER(isReady(false));
+  return give(handle, new Handle{currentDevice(), nullptr, false});
 }
 
-EXPORT int cublasDestroy_v2(void *handle) {
-  ENTER;
-  delete static_cast<Handle *>(handle);
-  return success;
+/// Takes back the workspace, as the real one does.
+EXPORT int cublasSetStream_v2(Handle *handle, void *stream) {
+  ENTER(true);
+  return give(&handle->hasWorkspace, false) + give(&handle->stream, stream);
 }
 
-EXPORT int cublasSetStream_v2(void *handle, void *stream) {
-  ENTER;
-  auto &[device, current, workspace, bytes, hadWorkspace] = *static_cast<Handle *>(handle);
-  current = stream, workspace = 0, bytes = 0; // back to cuBLAS's own workspace
-  return success;
-}
-
-EXPORT int cublasSetWorkspace_v2(void *handle, Address workspace, std::size_t bytes) {
-  ENTER;
-  auto &kept = *static_cast<Handle *>(handle);
-  NEED(isReadyOn(__func__, &kept) && isSpan(__func__, "workspace", workspace, bytes, 256), invalidValue);
-  kept.workspace = workspace, kept.workspaceBytes = bytes, kept.hadWorkspace = true;
-  return success;
+EXPORT int cublasSetWorkspace_v2(Handle *handle, Address workspace, std::size_t bytes) {
+  ENTER(handle->isReady() && isSpan("workspace", workspace, bytes, 256));
+  return give(&handle->hasWorkspace, true);
 }
 
 /// CUBLAS_DEFAULT_MATH alone: no float32 product may become one of TF32.
-EXPORT int cublasSetMathMode(void *, int mode) {
-  ENTER;
-  return mode == 0 || violation("%s: mode %d is not the default", __func__, mode) ? success : notSupported;
+EXPORT int cublasSetMathMode(Handle *, int mode) {
+  ENTER(mode == 0 || violation("mode ", mode, " is not the default"));
+  return success;
 }
 
-EXPORT const char *cublasGetStatusString(int status) {
-  return status == success ? "success" : "a cuBLAS error of the double";
-}
+EXPORT const char *cublasGetStatusString(int) { return "a cuBLAS error of the double"; }
+EXPORT int cublasDestroy_v2(Handle *handle) { return delete handle, success; }
 
-EXPORT int cublasGemmEx(void *handle, int transA, int transB, int m, int n, int k, const void *alpha, Address a,
-                        int aType, int lda, Address b, int bType, int ldb, const void *beta, Address c, int cType,
-                        int ldc, int computeType, int) {
-  ENTER;
-  const Handle kept = *static_cast<Handle *>(handle);
-  bool isHalf = aType == R_16F || aType == R_16BF;
-  bool isCombination =
-      aType == bType && (computeType == COMPUTE_64F ? aType == R_64F && cType == R_64F
-                                                    : computeType == COMPUTE_32F && (isHalf || aType == R_32F) &&
-                                                          (cType == aType || cType == R_32F));
-  NEED(isCombination || violation("%s: types %d, %d, %d, compute type %d", __func__, aType, bType, cType, computeType),
-       notSupported);
-  NEED(isReadyOn(__func__, &kept), invalidValue);
-  NEED(!kept.hadWorkspace || kept.workspace || violation("%s: setting the stream dropped the workspace", __func__),
-       invalidValue);
-  NEED(k >= 0 && isMatrix(__func__, "A", a, transA ? k : m, transA ? m : k, lda, sizeOf(aType)), invalidValue);
-  NEED(isMatrix(__func__, "B", b, transB ? n : k, transB ? k : n, ldb, sizeOf(bType)), invalidValue);
-  NEED(isMatrix(__func__, "C", c, m, n, ldc, sizeOf(cType)), invalidValue);
-  auto region = [](Address start, int rows, int columns, int stride, int type) {
-    std::int64_t size = sizeOf(type);
-    return Region{start, rows * size, columns, stride * size};
-  };
-  Region target = region(c, m, n, ldc, cType);
-  if (overlap(region(a, transA ? k : m, transA ? m : k, lda, aType), target) ||
-      overlap(region(b, transB ? n : k, transB ? k : n, ldb, bType), target))
-    violation("%s: C overlaps an operand", __func__);
-  bool isDouble = computeType == COMPUTE_64F;
-  double factor = isDouble ? *static_cast<const double *>(alpha) : *static_cast<const float *>(alpha);
-  double share = isDouble ? *static_cast<const double *>(beta) : *static_cast<const float *>(beta);
-  enqueue(kept.stream, [=] {
-    poison(host<char>(kept.workspace), std::min<std::size_t>(kept.workspaceBytes, 1 << 16));
-    auto left = columns(a, aType, transA, m, k, lda), right = columns(b, bType, transB, k, n, ldb);
-    std::vector<double> sums(std::size_t(m) * n);
-    double one = 1, zero = 0;
-    int rows = std::max(1, m), depth = std::max(1, k);
-    dgemm_("N", "N", &m, &n, &k, &one, left.data(), &rows, right.data(), &depth, &zero, sums.data(), &rows, 1, 1);
-    for (std::size_t i = 0; i < sums.size(); i++) {
-      std::size_t index = i / m * ldc + i % m;
-      store(c, cType, index, factor * sums[i] + (share == 0 ? 0 : share * load(c, cType, index)));
-    }
+EXPORT int cusolverDnCreate(void **handle) { return cublasCreate_v2(handle); }
+EXPORT int cusolverDnDestroy(Handle *handle) { return cublasDestroy_v2(handle); }
+EXPORT int cusolverDnSetStream(Handle *handle, void *stream) { return cublasSetStream_v2(handle, stream); }
+
+EXPORT int cublasGemmEx(Handle *handle, int opA, int opB, int m, int n, int k, void *alpha, Address a, int aType,
+                        int lda, Address b, int bType, int ldb, void *beta, Address c, int cType, int ldc,
+                        int computeType, int) {
+  ENTER(true);
+  bool isDouble = computeType == COMPUTE_64F && aType == R_64F && cType == R_64F;
+  bool isSingle = computeType == COMPUTE_32F && aType != R_64F && (cType == aType || cType == R_32F);
+  if (aType != bType || !(isDouble || isSingle))
+    return violation("types ", aType, ", ", bType, ", ", cType, ", compute type ", computeType), notSupported;
+  Matrix left{a, aType, opA ? k : m, opA ? m : k, lda}, right{b, bType, opB ? n : k, opB ? k : n, ldb};
+  Matrix target{c, cType, m, n, ldc};
+  NEED(handle->isReady() && left.isValid("A") && right.isValid("B") && target.isValid("C"));
+  NEED(handle->hasWorkspace || violation("no workspace since the stream was set"));
+  NEED((!left.overlaps(target) && !right.overlaps(target)) || violation("C overlaps an operand"));
+  double factor = number(alpha, isDouble ? R_64F : R_32F), share = number(beta, isDouble ? R_64F : R_32F);
+  return enqueue(handle->stream, [=] {
+    auto sums = target.values();
+    cblas_dgemm(CblasColMajor, transposition(opA), transposition(opB), m, n, k, factor, left.values().data(), left.rows,
+                right.values().data(), right.rows, share, sums.data(), m);
+    target.set(sums);
   });
-  return success;
 }
 
-template <class T, class Solve>
-static int solve(const char *symbol, void *handle, int side, int fill, int trans, int diagonal, int m, int n,
-                 const T *alpha, Address a, int lda, Address b, int ldb, Solve routine) {
-  const Handle kept = *static_cast<Handle *>(handle);
-  int order = side == 0 ? m : n;
-  NEED(isReadyOn(symbol, &kept) && isMatrix(symbol, "A", a, order, order, lda, sizeof(T)), invalidValue);
-  NEED(isMatrix(symbol, "B", b, m, n, ldb, sizeof(T)), invalidValue);
-  enqueue(kept.stream, [=, factor = *alpha] {
-    routine(side == 0 ? "L" : "R", fill == 0 ? "L" : "U", trans == 0 ? "N" : "T", diagonal == 0 ? "N" : "U", &m, &n,
-            &factor, host<T>(a), &lda, host<T>(b), &ldb, 1, 1, 1, 1);
+static int solve(Handle *handle, int side, int fill, int op, int diagonal, double factor, Matrix a, Matrix b) {
+  NEED(handle->isReady() && a.isValid("A") && b.isValid("B"));
+  return enqueue(handle->stream, [=] {
+    auto values = b.values();
+    cblas_dtrsm(CblasColMajor, side ? CblasRight : CblasLeft, fill ? CblasUpper : CblasLower, transposition(op),
+                diagonal ? CblasUnit : CblasNonUnit, b.rows, b.columns, factor, a.values().data(), a.rows,
+                values.data(), b.rows);
+    b.set(values);
   });
-  return success;
 }
 
-// MARK: cuSOLVER
-
-EXPORT int cusolverDnCreate(void **handle) {
-  ENTER;
-  return create(__func__, handle);
-}
-
-EXPORT int cusolverDnDestroy(void *handle) { return cublasDestroy_v2(handle); }
-
-EXPORT int cusolverDnSetStream(void *handle, void *stream) {
-  ENTER;
-  static_cast<Handle *>(handle)->stream = stream;
-  return success;
-}
-
-// Sizes of workspaces that differ from each other.
-static int sizeQR(int n) { return 32 * n + 7; }
-static int sizeQ(int n) { return 64 * n + 3; }
-static int sizeLU(int m, int n) { return 2 * m + n + 1; }
-
-/// Checks what all three factorisations have, and queues one with a workspace of its own on the host.
-template <class T, class Routine>
-static int factor(const char *symbol, void *handle, int m, int n, Address a, int lda, Address vector,
-                  std::size_t vectorBytes, Address workspace, int count, int needed, Address info, Routine routine) {
-  const Handle kept = *static_cast<Handle *>(handle);
-  NEED(isReadyOn(symbol, &kept) && isMatrix(symbol, "A", a, m, n, lda, sizeof(T)), invalidSolverValue);
-  NEED(count >= needed || violation("%s: workspace of %d elements, %d are needed", symbol, count, needed),
-       invalidSolverValue);
-  NEED(isSpan(symbol, "workspace", workspace, count * sizeof(T), sizeof(T)), invalidSolverValue);
-  NEED(isSpan(symbol, "tau or pivots", vector, vectorBytes, 4) && isSpan(symbol, "info", info, 4, 4),
-       invalidSolverValue);
-  enqueue(kept.stream, [=] {
-    std::vector<T> work(std::max(1, 64 * (m + n)));
-    int workCount = int(work.size());
-    routine(work.data(), &workCount, host<int>(info));
-    poison(host<char>(workspace), count * sizeof(T));
-  });
-  return success;
-}
-
-#define LINEAR_ALGEBRA(T, S, s)                                                                                        \
-  EXPORT int cublas##S##trsm_v2(void *handle, int side, int fill, int trans, int diagonal, int m, int n,               \
-                                const T *alpha, Address a, int lda, Address b, int ldb) {                              \
-    ENTER;                                                                                                             \
-    return solve(__func__, handle, side, fill, trans, diagonal, m, n, alpha, a, lda, b, ldb, s##trsm_);                \
-  }                                                                                                                    \
-  EXPORT int cusolverDn##S##geqrf_bufferSize(void *, int, int n, Address, int, int *count) {                           \
-    ENTER;                                                                                                             \
-    return *count = sizeQR(n), success;                                                                                \
-  }                                                                                                                    \
-  EXPORT int cusolverDn##S##orgqr_bufferSize(void *, int, int n, int, Address, int, Address, int *count) {             \
-    ENTER;                                                                                                             \
-    return *count = sizeQ(n), success;                                                                                 \
-  }                                                                                                                    \
-  EXPORT int cusolverDn##S##getrf_bufferSize(void *, int m, int n, Address, int, int *count) {                         \
-    ENTER;                                                                                                             \
-    return *count = sizeLU(m, n), success;                                                                             \
-  }                                                                                                                    \
-  EXPORT int cusolverDn##S##geqrf(void *handle, int m, int n, Address a, int lda, Address tau, Address workspace,      \
-                                  int count, Address info) {                                                           \
-    ENTER;                                                                                                             \
-    return factor<T>(__func__, handle, m, n, a, lda, tau, std::min(m, n) * sizeof(T), workspace, count, sizeQR(n),     \
-                     info, [=](T *work, const int *size, int *result) {                                                \
-                       s##geqrf_(&m, &n, host<T>(a), &lda, host<T>(tau), work, size, result);                          \
-                     });                                                                                               \
-  }                                                                                                                    \
-  EXPORT int cusolverDn##S##orgqr(void *handle, int m, int n, int k, Address a, int lda, Address tau,                  \
-                                  Address workspace, int count, Address info) {                                        \
-    ENTER;                                                                                                             \
-    return factor<T>(__func__, handle, m, n, a, lda, tau, k * sizeof(T), workspace, count, sizeQ(n), info,             \
-                     [=](T *work, const int *size, int *result) {                                                      \
-                       s##orgqr_(&m, &n, &k, host<T>(a), &lda, host<T>(tau), work, size, result);                      \
-                     });                                                                                               \
-  }                                                                                                                    \
-  EXPORT int cusolverDn##S##getrf(void *handle, int m, int n, Address a, int lda, Address workspace, Address pivots,   \
-                                  Address info) {                                                                      \
-    ENTER;                                                                                                             \
-    return factor<T>(                                                                                                  \
-        __func__, handle, m, n, a, lda, pivots, std::min(m, n) * 4, workspace, sizeLU(m, n), sizeLU(m, n), info,       \
-        [=](T *, const int *, int *result) { s##getrf_(&m, &n, host<T>(a), &lda, host<int>(pivots), result); });       \
+/// A function for float32 and one for float64.
+#define BOTH(Library, name, parameters, result)                                                                        \
+  OF_TYPE(Library##S##name, parameters, R_32F, result)                                                                 \
+  OF_TYPE(Library##D##name, parameters, R_64F, result)
+#define OF_TYPE(function, parameters, elements, result)                                                                \
+  EXPORT int function parameters {                                                                                     \
+    [[maybe_unused]] const int type = elements;                                                                        \
+    ENTER(true);                                                                                                       \
+    return result;                                                                                                     \
   }
 
-LINEAR_ALGEBRA(float, S, s)
-LINEAR_ALGEBRA(double, D, d)
+BOTH(cublas, trsm_v2,
+     (Handle *handle, int side, int fill, int op, int diagonal, int m, int n, void *alpha, Address a, int lda,
+      Address b, int ldb),
+     solve(handle, side, fill, op, diagonal, number(alpha, type), {a, type, side ? n : m, side ? n : m, lda},
+           {b, type, m, n, ldb}))
+
+/// Checks and queues a routine that changes a matrix and a vector.
+template <class Routine>
+static int factor(Handle *handle, Matrix a, Matrix vector, Address workspace, int size, int needed, int *info,
+                  Routine routine) {
+  NEED(handle->isReady() && a.isValid("A") && vector.isValid("tau or pivots") && isSpan("info", Address(info), 4, 4));
+  NEED(size >= needed || violation("workspace of ", size, " elements, ", needed, " are needed"));
+  NEED(isSpan("workspace", workspace, size * a.size(), a.size()));
+  return enqueue(handle->stream, [=] {
+    auto matrix = a.values(), factors = vector.values();
+    std::vector<double> work(64 * (a.rows + a.columns));
+    routine(a.rows, a.columns, vector.rows, matrix.data(), factors.data(), work.data(), work.size(), info);
+    a.set(matrix);
+    vector.set(factors);
+    poison(workspace, size * a.size());
+  });
+}
+
+static void factorQR(int m, int n, int, double *a, double *tau, double *work, int size, int *info) {
+  dgeqrf_(&m, &n, a, &m, tau, work, &size, info);
+}
+
+static void formQ(int m, int n, int k, double *a, double *tau, double *work, int size, int *info) {
+  dorgqr_(&m, &n, &k, a, &m, tau, work, &size, info);
+}
+
+static void factorLU(int m, int n, int k, double *a, double *pivots, double *, int, int *info) {
+  std::vector<int> found(k);
+  dgetrf_(&m, &n, a, &m, found.data(), info);
+  std::copy(found.begin(), found.end(), pivots);
+}
+
+// Elements of a workspace for each column, which differ from each other.
+enum { sizeQR = 32, sizeQ = 64, sizeLU = 48 };
+
+BOTH(cusolverDn, geqrf_bufferSize, (Handle *, int, int n, Address, int, int *size), give(size, sizeQR * n))
+BOTH(cusolverDn, geqrf,
+     (Handle *handle, int m, int n, Address a, int lda, Address tau, Address workspace, int size, int *info),
+     factor(handle, {a, type, m, n, lda}, {tau, type, std::min(m, n), 1, m}, workspace, size, sizeQR * n, info,
+            factorQR))
+BOTH(cusolverDn, orgqr_bufferSize, (Handle *, int, int n, int, Address, int, Address, int *size), give(size, sizeQ * n))
+BOTH(cusolverDn, orgqr,
+     (Handle *handle, int m, int n, int k, Address a, int lda, Address tau, Address workspace, int size, int *info),
+     factor(handle, {a, type, m, n, lda}, {tau, type, k, 1, m}, workspace, size, sizeQ * n, info, formQ))
+BOTH(cusolverDn, getrf_bufferSize, (Handle *, int, int n, Address, int, int *size), give(size, sizeLU * n))
+BOTH(cusolverDn, getrf,
+     (Handle *handle, int m, int n, Address a, int lda, Address workspace, Address pivots, int *info),
+     factor(handle, {a, type, m, n, lda}, {pivots, R_32I, std::min(m, n), 1, m}, workspace, sizeLU * n, sizeLU * n,
+            info, factorLU))

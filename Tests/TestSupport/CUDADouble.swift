@@ -76,13 +76,16 @@ public final class CUDADouble: Sendable {
 
     /// Copies from the device what is there now: operations that are still queued have not happened.
     public func read(_ target: UnsafeMutableRawBufferPointer, from address: UInt64) {
-        let read = function("cuda_double_read", (@convention(c) (UnsafeMutableRawPointer?, UInt64, Int) -> Int32).self)
-        precondition(read(target.baseAddress, address, target.count) == 0, "inside one block")
+        copy(to: target.baseAddress, from: UnsafeRawPointer(bitPattern: UInt(address)), target.count)
     }
 
     public func write(_ source: UnsafeRawBufferPointer, to address: UInt64) {
-        let write = function("cuda_double_write", (@convention(c) (UInt64, UnsafeRawPointer?, Int) -> Int32).self)
-        precondition(write(address, source.baseAddress, source.count) == 0, "inside one block")
+        copy(to: UnsafeMutableRawPointer(bitPattern: UInt(address)), from: source.baseAddress, source.count)
+    }
+
+    private func copy(to target: UnsafeMutableRawPointer?, from source: UnsafeRawPointer?, _ bytes: Int) {
+        typealias Copy = @convention(c) (UnsafeMutableRawPointer?, UnsafeRawPointer?, Int) -> Void
+        function("cuda_double_copy", Copy.self)(target, source, bytes)
     }
 
     /// Runs what a stream's queue holds, as other work of the caller's would wait for it.
@@ -95,13 +98,15 @@ public final class CUDADouble: Sendable {
         String(cString: function("cuda_double_violations", (@convention(c) () -> UnsafePointer<CChar>).self)())
     }
 
-    public var liveBlocks: Int { function("cuda_double_live_blocks", (@convention(c) () -> Int).self)() }
-    public var pending: Int { function("cuda_double_pending", (@convention(c) () -> Int).self)() }
-    public var contextDepth: Int { function("cuda_double_context_depth", (@convention(c) () -> Int).self)() }
+    public var liveBlocks: Int { count("blocks") }
+    public var pending: Int { count("operations") }
+    public var contextDepth: Int { count("contexts") }
 
     /// How often a function was called.
-    public func calls(_ symbol: String) -> Int {
-        Int(function("cuda_double_calls", (@convention(c) (UnsafePointer<CChar>) -> UInt64).self)(symbol))
+    public func calls(_ symbol: String) -> Int { count(symbol) }
+
+    private func count(_ what: String) -> Int {
+        function("cuda_double_count", (@convention(c) (UnsafePointer<CChar>) -> Int).self)(what)
     }
 
     /// Makes one call of a function fail: the next, or one after that.
@@ -112,10 +117,10 @@ public final class CUDADouble: Sendable {
 
     /// Runs the body as if all streams were being captured.
     public func whileCapturing(_ body: () -> Void) {
-        let capture = function("cuda_double_capture", (@convention(c) (Int32) -> Void).self)
-        capture(1)
+        let capture = function("cuda_double_capture", (@convention(c) (Bool) -> Void).self)
+        capture(true)
         body()
-        capture(0)
+        capture(false)
     }
 }
 

@@ -54,7 +54,7 @@ import ctypes, json, os
 import lowrank_swift as lrs
 lrs.warmup("cuda:0")
 double = ctypes.CDLL(os.path.join(os.environ["LOWRANK_CUDA_LIBRARIES"], "libcuda.so.1"))
-print(double.cuda_double_calls(b"nvrtcCompileProgram"), json.dumps(json.loads(lrs._native.config())["cuda"]["cache"]))
+print(double.cuda_double_count(b"nvrtcCompileProgram"), json.dumps(json.loads(lrs._native.config())["cuda"]["cache"]))
 """
 
 

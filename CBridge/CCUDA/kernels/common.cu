@@ -3,12 +3,11 @@
 // What all kernels use. No header is included, so that NVRTC needs none. A kernel is written `LR_KERNEL(name) { ... }` and
 // reads `arguments`, an lr_<name>_arguments. Blocks have LR_THREADS threads along x.
 //
-// With LR_HOST the same text is compiled for the host by a test double of CUDA: what only a device has needs another way then.
+// With LR_HOST the same text is compiled for the host by a test double of CUDA, which declares LR_KERNEL itself: what only a
+// device has needs another way then.
 
 #define LR_DEVICE static __device__ __forceinline__
-#ifdef LR_HOST
-#define LR_KERNEL(name) extern "C" __global__ void name(const name##_arguments arguments)
-#else
+#ifndef LR_HOST
 // With registers for two blocks at a time, one of which computes while the other waits for memory.
 #define LR_KERNEL(name)                      \
   extern "C" __launch_bounds__(LR_THREADS, 2) \

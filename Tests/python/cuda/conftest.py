@@ -14,10 +14,10 @@ def correct_calls() -> Iterator[None]:
     """Expects no wrong call, nothing left to run and nothing kept but what a device needs once."""
     lrs.warmup("cuda:0")
     lrs.warmup("cuda:1")
-    blocks = LIBRARY.cuda_double_live_blocks()
+    blocks = LIBRARY.cuda_double_count(b"blocks")
     assert LIBRARY.cuda_double_violations() == b""
     yield
     gc.collect()
     assert LIBRARY.cuda_double_violations() == b""
-    assert LIBRARY.cuda_double_pending() == 0
-    assert LIBRARY.cuda_double_live_blocks() == blocks
+    assert LIBRARY.cuda_double_count(b"operations") == 0
+    assert LIBRARY.cuda_double_count(b"blocks") == blocks

@@ -15,14 +15,11 @@ LIBRARY = ctypes.CDLL(str(Path(os.environ["LOWRANK_CUDA_LIBRARIES"], "libcuda.so
 LIBRARY.cuda_double_allocate.restype = ctypes.c_uint64
 LIBRARY.cuda_double_allocate.argtypes = [ctypes.c_size_t, ctypes.c_int]
 LIBRARY.cuda_double_release.argtypes = [ctypes.c_uint64]
-LIBRARY.cuda_double_read.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t]
-LIBRARY.cuda_double_write.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t]
+LIBRARY.cuda_double_copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 LIBRARY.cuda_double_violations.restype = ctypes.c_char_p
-LIBRARY.cuda_double_live_blocks.restype = ctypes.c_size_t
-LIBRARY.cuda_double_pending.restype = ctypes.c_size_t
 LIBRARY.cuda_double_run.argtypes = [ctypes.c_void_p]
-LIBRARY.cuda_double_calls.restype = ctypes.c_uint64
-LIBRARY.cuda_double_calls.argtypes = [ctypes.c_char_p]
+LIBRARY.cuda_double_count.restype = ctypes.c_size_t
+LIBRARY.cuda_double_count.argtypes = [ctypes.c_char_p]
 
 
 KEPT: dict[int, Any] = {}
@@ -45,7 +42,7 @@ class DeviceArray:
         self._bytes = array.nbytes and self._reach() + array.itemsize
         self._address = LIBRARY.cuda_double_allocate(self._bytes, device)
         assert all(stride >= 0 for stride in array.strides)
-        assert LIBRARY.cuda_double_write(self._address, array.ctypes.data, self._bytes) == 0
+        LIBRARY.cuda_double_copy(self._address, array.ctypes.data, self._bytes)
 
     def _reach(self) -> int:
         return sum((size - 1) * stride for size, stride in zip(self.shape, self._strides, strict=True))
@@ -56,7 +53,7 @@ class DeviceArray:
     def numpy(self) -> np.ndarray:
         """What is on the device now: work that is still queued has not happened."""
         buffer = np.empty(self._bytes, dtype=np.uint8)
-        assert LIBRARY.cuda_double_read(buffer.ctypes.data, self._address, self._bytes) == 0
+        LIBRARY.cuda_double_copy(buffer.ctypes.data, self._address, self._bytes)
         return np.ndarray(self.shape, self.dtype, buffer, strides=self._strides)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -88,5 +85,5 @@ def to_numpy(tensor: Any) -> np.ndarray:
     shape = tuple(managed.shape[i] for i in range(managed.ndim))
     kinds = {(0, 64): np.int64, (2, 64): np.float64, (2, 32): np.float32, (2, 16): np.float16}
     array = np.empty(shape, dtype=kinds[managed.code, managed.bits])
-    assert LIBRARY.cuda_double_read(array.ctypes.data, managed.data + managed.byte_offset, array.nbytes) == 0
+    LIBRARY.cuda_double_copy(array.ctypes.data, managed.data + managed.byte_offset, array.nbytes)
     return array

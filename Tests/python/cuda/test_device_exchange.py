@@ -60,11 +60,7 @@ class Framework:
 
     def run(self) -> None:
         """Run what the stream holds."""
-        context = ctypes.c_void_p()
-        LIBRARY.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)
-        LIBRARY.cuCtxPushCurrent_v2(context)
-        LIBRARY.cuStreamSynchronize(ctypes.c_void_p(STREAM))
-        LIBRARY.cuCtxPopCurrent_v2(ctypes.byref(context))
+        LIBRARY.cuda_double_run(STREAM)
         while self.released:
             LIBRARY.cuda_double_release(self.released.pop())
 
@@ -97,9 +93,9 @@ def qr_arguments() -> tuple[np.ndarray, Exchanged, Exchanged, Exchanged]:
 
 def test_stream_and_memory_are_the_frameworks(framework: Framework) -> None:
     matrix, weight, q, r = qr_arguments()
-    before = LIBRARY.cuda_double_calls(b"cuMemAllocAsync")
+    before = LIBRARY.cuda_double_count(b"cuMemAllocAsync")
     _native.qr(weight, 5, q, r)
-    assert LIBRARY.cuda_double_calls(b"cuMemAllocAsync") == before
+    assert LIBRARY.cuda_double_count(b"cuMemAllocAsync") == before
     assert set(framework.devices) == {(2, 0)}
     assert framework.allocations_left < 1000 and framework.released
     framework.run()
@@ -112,9 +108,9 @@ def test_forward_returns_before_its_work_is_done(framework: Framework) -> None:
     random = np.random.default_rng(2)
     x, up, down = (random.standard_normal(shape).astype(np.float32) for shape in ((7, 24), (40, 5), (5, 24)))
     arrays = [Exchanged(array) for array in (x, down, up, np.zeros((7, 40), np.float32), np.zeros((7, 5), np.float32))]
-    waits = LIBRARY.cuda_double_calls(b"cuStreamSynchronize")
+    waits = LIBRARY.cuda_double_count(b"cuStreamSynchronize")
     _native.adapter_forward(arrays[0], arrays[1], None, arrays[2], 0.5, arrays[3], arrays[4])
-    assert LIBRARY.cuda_double_calls(b"cuStreamSynchronize") == waits
+    assert LIBRARY.cuda_double_count(b"cuStreamSynchronize") == waits
     assert not arrays[3].numpy().any()
     framework.run()
     expected = 0.5 * x.astype(np.float64) @ down.T @ up.T

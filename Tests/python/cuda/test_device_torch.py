@@ -58,7 +58,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_stream(device: int) -> None:
     LIBRARY.cuda_double_run(STREAM)
-    assert LIBRARY.cuda_double_pending() == 0, f"work on another stream of device {device}"
+    assert LIBRARY.cuda_double_count(b"operations") == 0, f"work on another stream of device {device}"
 
 
 @pytest.mark.parametrize("device", [0, 1])
