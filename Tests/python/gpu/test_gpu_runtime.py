@@ -21,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 pytestmark = pytest.mark.gpu
 
 
-def gradients(model: nn.Module, call: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def gradients(model: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor | None = None) -> list[Tensor]:
     """Of what trains, for a call of the model or of what was made from it."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return list(torch.autograd.grad(call(indices().to(DEVICE)).square().mean(), parameters))
+    x = indices().to(DEVICE) if x is None else x
+    return list(torch.autograd.grad(call(x).square().mean(), parameters))
 
 
 @pytest.mark.parametrize("base", ["residual", "intact"])
@@ -81,14 +82,15 @@ def test_repeated_steps_are_equal(method: Any) -> None:
 def test_a_step_does_not_wait(method: Any) -> None:
     """A device that is busy for a second goes on being busy, and torch sees nothing that would wait."""
     _, model = pair(method, "intact")
-    gradients(model, model)
+    x = indices().to(DEVICE)  # The copy from the host waits.
+    gradients(model, model, x)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         torch.cuda._sleep(1 << 31)
         woken = torch.cuda.Event()
         woken.record()
-        gradients(model, model)
+        gradients(model, model, x)
         is_awake = woken.query()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -198,6 +200,7 @@ def test_graphed_callables(method: Any) -> None:
     adapt(model, method(8), targets=["0"])
     x = torch.randn(128, 48, device=DEVICE, requires_grad=True)
     plain = copy.deepcopy(model)
+    lrs.warmup(DEVICE)
     graphed = torch.cuda.make_graphed_callables(model, (x,))
     for seed in range(3):
         new = torch.randn(128, 48, generator=torch.Generator().manual_seed(seed)).to(DEVICE).requires_grad_()
@@ -215,6 +218,7 @@ def test_many_streams_and_graphs() -> None:
     """More streams than handles are kept for, while graphs on one of them stay as they were captured."""
     _, model = pair(OLoRA, "intact")
     x = indices().to(DEVICE)
+    lrs.warmup(DEVICE)
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream), torch.no_grad():
