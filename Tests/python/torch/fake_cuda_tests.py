@@ -300,8 +300,8 @@ def inspected(graphs: list[torch.fx.GraphModule]) -> Any:
     return aot_autograd(fw_compiler=keep, bw_compiler=keep)
 
 
-@every_type
-@every_method
+@pytest.mark.parametrize("case", (TYPES[0], *TYPES[2:]), ids=lambda case: case.name)
+@pytest.mark.parametrize("method", (OLoRA, LaMDA), ids=lambda method: method.__name__)
 @pytest.mark.parametrize("device", ("cuda:1",))
 def test_compiled(fake, case, method):
     """One graph each for forward and backward, of which every value is on the device."""
