@@ -108,6 +108,51 @@ import Testing
         }
     }
 
+    /// A forward on a stream, perhaps while the stream is captured.
+    private func forward(on stream: Int, isCapturing: Bool = false) throws -> (status: lr_status_t, setsStream: Bool) {
+        let call = try TestCall.named("lr_adapter_forward")
+        var result = (status: lr_status_t.ok, setsStream: false)
+        CUDADouble.withExclusiveAccess(keepsMemory: true) { double in
+            let moved = call.arguments.map { $0.tensor.moved(to: double) }
+            #expect(lr_cuda_set_stream(0, UnsafeMutableRawPointer(bitPattern: stream)) == .ok)
+            let before = double.calls("cublasSetStream_v2")
+            if isCapturing {
+                double.whileCapturing { result.status = call() }
+            } else {
+                result.status = call()
+            }
+            result.setsStream = double.calls("cublasSetStream_v2") > before
+            double.run(UnsafeMutableRawPointer(bitPattern: stream))
+            #expect(lr_cuda_set_stream(0, nil) == .ok)
+            withExtendedLifetime(moved) {}
+        }
+        return result
+    }
+
+    /// A graph's handles, and so its workspace, are nobody else's, however many streams there are.
+    @Test func graphsKeepTheirHandles() throws {
+        let streams = (0..<20).map { 0x1000 + 16 * $0 }
+        CUDADouble.withExclusiveAccess(keepsMemory: true) { _ in #expect(lr_cuda_warmup(0) == .ok) }
+        let own = 0x2000
+        #expect(try forward(on: own).status == .ok)
+        #expect(try forward(on: own, isCapturing: true) == (.ok, false))
+        #expect(try forward(on: own) == (.ok, true), "work outside of the graph has handles of its own")
+        for stream in streams { #expect(try forward(on: stream).status == .ok) }
+        #expect(try forward(on: own, isCapturing: true) == (.ok, false))
+    }
+
+    /// Streams that never did anything before they are captured take what is kept in reserve, which is then made anew.
+    @Test func newStreamsCanBeCaptured() throws {
+        CUDADouble.withExclusiveAccess(keepsMemory: true) { _ in #expect(lr_cuda_warmup(0) == .ok) }
+        for stream in [0x3000, 0x3010, 0x3020] {
+            #expect(try forward(on: stream, isCapturing: true) == (.ok, true), "\(lastMessage)")
+            #expect(try forward(on: 0x3030).status == .ok)
+        }
+        #expect(try forward(on: 0x3040, isCapturing: true).status == .ok)
+        #expect(try forward(on: 0x3050, isCapturing: true).status == .backendUnavailable)
+        #expect(lastMessage.contains("warmup"), "\(lastMessage)")
+    }
+
     /// Kernels and products of a call: none more than these stands between a layer and its adapter's output.
     @Test(arguments: [ScalarType.float32, .bfloat16])
     func launches(type: ScalarType) throws {

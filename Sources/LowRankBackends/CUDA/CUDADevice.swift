@@ -13,6 +13,8 @@ final class CUDADevice: @unchecked Sendable {
     let hasMemoryPools: Bool
     let kernels: CUDAKernels
     private let idleHandles = Mutex<[CUDAHandles]>([])
+    /// Whether a graph has taken the reserve.
+    private let isReserveWanted = Atomic(false)
 
     private init(_ ordinal: Int, stream: UnsafeMutableRawPointer?) throws(LowRankError) {
         let libraries = try CUDALibraries.shared()
@@ -80,35 +82,40 @@ final class CUDADevice: @unchecked Sendable {
 
     /// Handles whose stream is `stream`, for one caller at a time. The context must be current.
     func takeHandles(stream: UnsafeMutableRawPointer?) throws(LowRankError) -> CUDAHandles {
-        if let idle = idleHandles(stream: stream) { return idle }
-        let isCapturing = try libraries.driver.isCapturing(stream)
-        let (reserved, superfluous) = idleHandles.withLock { (handles) -> (CUDAHandles?, CUDAHandles?) in
-            if isCapturing { return (handles.firstIndex { $0.isReserve }.map { handles.remove(at: $0) }, nil) }
-            // Streams come and go; a workspace is not for every one of them.
+        if try libraries.driver.isCapturing(stream) { return try takeHandles(capturing: stream) }
+        if isReserveWanted.load(ordering: .relaxed) { try reserveHandles() }
+        let (idle, superfluous) = idleHandles.withLock { (handles) -> (CUDAHandles?, CUDAHandles?) in
             let places = handles.indices.filter { !handles[$0].isReserve && !handles[$0].isInGraph }
+            if let place = places.last(where: { handles[$0].stream == stream }) { return (handles.remove(at: place), nil) }
+            // Streams come and go; a workspace is not for every one of them.
             return (nil, places.count < 16 ? nil : handles.remove(at: places[0]))
         }
-        if var handles = reserved {
-            try handles.move(toCapturedStream: stream, libraries)
-            return handles
-        }
-        // Memory can't be allocated while a graph is captured.
-        if isCapturing {
-            throw .backendUnavailable(
-                reason: "CUDA device \(ordinal): call lowrank_swift.warmup(\"cuda:\(ordinal)\") before a graph is captured")
-        }
+        if let idle { return idle }
         superfluous?.destroy(libraries)
         return try CUDAHandles(stream: stream, libraries)
     }
 
-    private func idleHandles(stream: UnsafeMutableRawPointer?) -> CUDAHandles? {
-        idleHandles.withLock { handles in
-            handles.lastIndex { $0.stream == stream && !$0.isReserve }.map { handles.remove(at: $0) }
+    /// Handles for a stream that is being captured, during which no memory can be allocated. The graph keeps them: work outside
+    /// of it may run at the same time, and gets others.
+    private func takeHandles(capturing stream: UnsafeMutableRawPointer?) throws(LowRankError) -> CUDAHandles {
+        let idle = idleHandles.withLock { (handles) -> CUDAHandles? in
+            let ofStream = handles.indices.filter { handles[$0].stream == stream && !handles[$0].isReserve }
+            let place =
+                ofStream.last { handles[$0].isInGraph } ?? ofStream.last ?? handles.firstIndex(where: \.isReserve)
+            return place.map { handles.remove(at: $0) }
         }
+        guard var handles = idle else {
+            throw .backendUnavailable(
+                reason: "CUDA device \(ordinal): call lowrank_swift.warmup(\"cuda:\(ordinal)\") before a graph is captured")
+        }
+        if handles.isReserve { isReserveWanted.store(true, ordering: .relaxed) }
+        try handles.move(toCapturedStream: stream, libraries)
+        return handles
     }
 
     /// Sees to handles for a stream that is yet to be captured.
     func reserveHandles() throws(LowRankError) {
+        isReserveWanted.store(false, ordering: .relaxed)
         if idleHandles.withLock({ $0.contains(where: \.isReserve) }) { return }
         var handles = try CUDAHandles(stream: nil, libraries)
         handles.isReserve = true
@@ -156,10 +163,11 @@ struct CUDAHandles: @unchecked Sendable {
         try solverLibrary.check(solverLibrary.cusolverDnSetStream(solver, stream), "cusolverDnSetStream")
     }
 
-    /// Takes handles out of the reserve, for good.
+    /// Leaves them to graphs captured on a stream, for good.
     mutating func move(toCapturedStream stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
+        if !isReserve && isInGraph { return }
+        if isReserve { try setStream(stream, libraries) }
         (isReserve, isInGraph) = (false, true)
-        try setStream(stream, libraries)
     }
 
     /// Waits for the device and gives back what was made.
