@@ -56,9 +56,9 @@ import Testing
             ("lr_initialize olora", .bfloat16, Counts(launches: 10, waits: 1)),
             ("lr_qr", .float32, Counts(launches: 6, waits: 1)),
             ("lr_merge", .float32, Counts(launches: 3, waits: 1)),
-            ("lr_initialize loldu", .float32, Counts(launches: r + 15, waits: 2)),
-            ("lr_initialize loldu", .bfloat16, Counts(launches: r + 16, waits: 2)),
-            ("lr_ldu", .float32, Counts(launches: r + 13, waits: 3)),
+            ("lr_initialize loldu", .float32, Counts(launches: r + 16, waits: 2)),
+            ("lr_initialize loldu", .bfloat16, Counts(launches: r + 17, waits: 2)),
+            ("lr_ldu", .float32, Counts(launches: r + 14, waits: 3)),
         ]
         for (name, type, expected) in cases {
             let got = try counts(name, type, r: r)

@@ -197,12 +197,12 @@ typedef struct lr_lu_candidate {
 } lr_lu_candidate;
 
 /// A step of an LU of `panel` [m, n], whose rows stay where they are: places[i] is where row i of the panel belongs. Before column
-/// 0 (column = -1) panel = source, and largest[block] is the largest magnitude (NaN where one is not finite) of a block's rows. For
-/// a column the row of the largest candidate becomes the pivot row, pivots[column] its place before that, diagonal[column] its
-/// element, and the rows that have no place yet are eliminated. Each block proposes a candidate for the column that follows.
+/// 0 (column = -1) panel = source, which may be the same. For a column the row of the largest candidate becomes the pivot row,
+/// pivots[column] its place before that, diagonal[column] its element, and the rows that have no place yet are eliminated. Each block
+/// proposes a candidate for the column that follows.
 typedef struct lr_lu_column_arguments {
   lr_view source, panel;
-  unsigned long long candidates, next_candidates, places, largest, pivots, diagonal;
+  unsigned long long candidates, next_candidates, places, pivots, diagonal;
   int column, unused;
 } lr_lu_column_arguments;
 

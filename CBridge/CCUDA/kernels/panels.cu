@@ -407,7 +407,6 @@ template <class Element> LR_DEVICE void lr_eliminate_column(const lr_lu_column_a
 template <class Element> LR_DEVICE void lr_start_lu(const lr_lu_column_arguments &arguments) {
   int lane = threadIdx.x / LR_LU_ROWS, n = arguments.panel.columns, m = arguments.panel.rows;
   int row = blockIdx.x * LR_LU_ROWS + threadIdx.x % LR_LU_ROWS;
-  double largest = 0;
   lr_lu_candidate own = {0, -1, 0};
   if (row < m) {
 #pragma unroll 8
@@ -415,16 +414,11 @@ template <class Element> LR_DEVICE void lr_start_lu(const lr_lu_column_arguments
       double value = lr_load<double>(arguments.source, row, k);
       ((Element *)arguments.panel.address)[row + k * arguments.panel.column_stride] = (Element)value;
       if (k == 0) own = {value, row, row};
-      largest = lr_reduced(LR_MAX_MAGNITUDE, largest, lr_is_finite(value) ? (value < 0 ? -value : value) : value - value);
     }
     if (lane == 0) ((int *)arguments.places)[row] = row;
   }
   own = lr_best_candidate(own);
-  largest = lr_reduce_block(LR_MAX_MAGNITUDE, largest);
-  if (threadIdx.x == 0) {
-    ((lr_lu_candidate *)arguments.next_candidates)[blockIdx.x] = own;
-    ((double *)arguments.largest)[blockIdx.x] = largest;
-  }
+  if (threadIdx.x == 0) ((lr_lu_candidate *)arguments.next_candidates)[blockIdx.x] = own;
 }
 
 LR_KERNEL(lr_lu_column) {

@@ -37,7 +37,10 @@ extension CUDABackend {
     }
 
     package func solveUnitLower(_ panel: Matrix, _ right: Matrix) throws(LowRankError) {
-        let (l, x) = (panel.view, right.view)
+        try solveUnitLower(panel.view, right.view)
+    }
+
+    func solveUnitLower(_ l: MatrixView, _ x: MatrixView) throws(LowRankError) {
         precondition(x.columnStride == 1 && x.rows <= l.rows && l.type == x.type, "operands of a triangular solve")
         if x.isEmpty { return }
         let (blas, handle) = (device.blas, try session.libraryHandles().blas)

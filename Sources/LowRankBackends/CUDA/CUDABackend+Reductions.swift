@@ -63,8 +63,8 @@ extension CUDABackend {
         }
     }
 
-    /// One launch for up to LR_REDUCTIONS requests.
-    private func reduce(
+    /// One launch for up to LR_REDUCTIONS requests, whose results are as many as their blocks.
+    func reduce(
         _ requests: ArraySlice<(source: MatrixView, kind: Int, result: UnsafeMutableRawPointer)>
     ) throws(LowRankError) {
         var arguments = lr_reduce_arguments()
@@ -114,7 +114,7 @@ extension CUDABackend {
         return first.map { ($0 / source.columns, $0 % source.columns) }
     }
 
-    private func reductionBlocks(of source: MatrixView, _ kind: Int) -> Int {
+    func reductionBlocks(of source: MatrixView, _ kind: Int) -> Int {
         let threads = Int(LR_THREADS)
         let work = kind == LR_LARGEST_COLUMN_SQUARE ? source.columns : (source.lines.groups + 1) / 2
         return min((work + threads - 1) / threads, 1024)
