@@ -12,14 +12,13 @@ void dgeqrf_(const int *m, const int *n, double *a, const int *lda, double *tau,
              int *info);
 void dorgqr_(const int *m, const int *n, const int *k, double *a, const int *lda, const double *tau, double *work,
              const int *size, int *info);
-void dgetrf_(const int *m, const int *n, double *a, const int *lda, int *pivots, int *info);
 }
 
 using namespace cuda_double;
 
 namespace {
 
-enum { R_32F = 0, R_64F = 1, R_16F = 2, R_32I = 10, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70 };
+enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70 };
 enum { notSupported = 15 };
 
 /// Of cuBLAS or of cuSOLVER.
@@ -49,7 +48,6 @@ template <class Body> void withElements(void *memory, int type, Body body) {
   case R_64F: return body(static_cast<double *>(memory));
   case R_32F: return body(static_cast<float *>(memory));
   case R_16F: return body(static_cast<_Float16 *>(memory));
-  case R_32I: return body(static_cast<int *>(memory));
   default: return body(static_cast<BFloat16 *>(memory));
   }
 }
@@ -59,7 +57,7 @@ struct Matrix {
   Address address;
   int type, rows, columns, stride;
 
-  std::int64_t size() const { return type == R_64F ? 8 : type == R_32F || type == R_32I ? 4 : 2; }
+  std::int64_t size() const { return type == R_64F ? 8 : type == R_32F ? 4 : 2; }
   Address end() const { return address + ((columns - 1) * std::int64_t(stride) + rows) * size(); }
 
   bool isValid(const char *name) const {
@@ -201,14 +199,8 @@ static void formQ(int m, int n, int k, double *a, double *tau, double *work, int
   dorgqr_(&m, &n, &k, a, &m, tau, work, &size, info);
 }
 
-static void factorLU(int m, int n, int k, double *a, double *pivots, double *, int, int *info) {
-  std::vector<int> found(k);
-  dgetrf_(&m, &n, a, &m, found.data(), info);
-  std::copy(found.begin(), found.end(), pivots);
-}
-
 // Elements of a workspace for each column, which differ from each other.
-enum { sizeQR = 32, sizeQ = 64, sizeLU = 48 };
+enum { sizeQR = 32, sizeQ = 64 };
 
 BOTH(cusolverDn, geqrf_bufferSize, (Handle *, int, int n, Address, int, int *size), give(size, sizeQR * n))
 BOTH(cusolverDn, geqrf,
@@ -219,8 +211,3 @@ BOTH(cusolverDn, orgqr_bufferSize, (Handle *, int, int n, int, Address, int, Add
 BOTH(cusolverDn, orgqr,
      (Handle *handle, int m, int n, int k, Address a, int lda, Address tau, Address workspace, int size, int *info),
      factor(handle, {a, type, m, n, lda}, {tau, type, k, 1, m}, workspace, size, sizeQ * n, info, formQ))
-BOTH(cusolverDn, getrf_bufferSize, (Handle *, int, int n, Address, int, int *size), give(size, sizeLU * n))
-BOTH(cusolverDn, getrf,
-     (Handle *handle, int m, int n, Address a, int lda, Address workspace, Address pivots, int *info),
-     factor(handle, {a, type, m, n, lda}, {pivots, R_32I, std::min(m, n), 1, m}, workspace, sizeLU * n, sizeLU * n,
-            info, factorLU))
