@@ -40,6 +40,8 @@ static const char kernel_source[] = {
     , '\n',
 #embed "kernels/matrices.cu"
     , '\n',
+#embed "kernels/narrow.cu"
+    , '\n',
 #embed "kernels/pairs.cu"
     , '\n',
 #embed "kernels/panels.cu"

@@ -41,11 +41,12 @@ public struct UpProjection {
     public func addForward(_ h: MatrixView, to y: MatrixView, on backend: some Backend) throws(LowRankError) {
         try requireShape(h, h.rows, rank, "x")
         try requireShape(y, h.rows, up.rows, "out")
-        if case .diagonal(let vector) = core {
-            return try backend.multiply(alpha: scale, h, scaledBy: vector, up.transposed, beta: 1, into: y)
+        switch core {
+        case .identity: try backend.multiply(alpha: scale, h, up.transposed, beta: 1, into: y)
+        case .diagonal(let vector): try backend.multiply(alpha: scale, h, .diagonal(vector), up.transposed, beta: 1, into: y)
+        case .square(let matrix):
+            try backend.multiply(alpha: scale, h, .square(matrix.transposed), up.transposed, beta: 1, into: y)
         }
-        let between = try core.transposeApplied(toRightOf: h, on: backend)
-        try backend.multiply(alpha: scale, between, up.transposed, beta: 1, into: y)
     }
 
     /// The gradients of ``addForward(_:to:on:)``: those of ``Factors``, with `dh += s p C` in place of dx and dA.

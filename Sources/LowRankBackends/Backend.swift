@@ -23,6 +23,27 @@ public enum Question {
     case largestColumnSquare(MatrixView)
 }
 
+/// What stands between the two factors of a product.
+public enum MiddleFactor {
+    /// A diagonal matrix, as a vector.
+    case diagonal(MatrixView)
+    case square(MatrixView)
+
+    var view: MatrixView {
+        switch self {
+        case .diagonal(let view), .square(let view): view
+        }
+    }
+
+    /// The factor of the transposed product.
+    var transposed: Self {
+        switch self {
+        case .diagonal: self
+        case .square(let matrix): .square(matrix.transposed)
+        }
+    }
+}
+
 /// All that an algorithm may ask of a device. The factorisations and adapters are written once against this.
 ///
 /// Views may have any element type and strides unless a method says otherwise; operands of one product may differ in
@@ -109,9 +130,9 @@ public protocol Backend: Sendable {
         alpha: Double, _ a: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError)
 
-    /// `c = alpha * a diag(factors) b + beta * c` for a vector of factors. c is not read where beta is 0.
+    /// `c = alpha * a middle b + beta * c`. c is not read where beta is 0.
     func multiply(
-        alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+        alpha: Double, _ a: MatrixView, _ middle: MiddleFactor, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError)
 
     /// `p = g b` and `d = alpha gᵀ h`, the two products of a backward that share g.
@@ -177,21 +198,24 @@ extension Backend {
         if target.type != type { try copy(sum, to: target) }
     }
 
-    /// By way of `a diag(factors)`.
+    /// By way of `a middle`.
     public func multiply(
-        alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+        alpha: Double, _ a: MatrixView, _ middle: MiddleFactor, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError) {
-        try multiplyCopy(alpha: alpha, a, scaledBy: factors, b, beta: beta, into: c)
+        try multiplyOneByOne(alpha: alpha, a, middle, b, beta: beta, into: c)
     }
 
-    /// `c = alpha * (a diag(factors)) b + beta * c` with the scaled a in memory of its own.
-    package func multiplyCopy(
-        alpha: Double, _ a: MatrixView, scaledBy factors: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView
+    /// `c = alpha * (a middle) b + beta * c` with `a middle` in memory of its own.
+    package func multiplyOneByOne(
+        alpha: Double, _ a: MatrixView, _ middle: MiddleFactor, _ b: MatrixView, beta: Double, into c: MatrixView
     ) throws(LowRankError) {
-        let type = computeType(a, factors)
-        let scaled = try makeMatrix(rows: a.rows, columns: a.columns, type: type, order: .rowMajor)
-        try copy(a, rowFactors: nil, columnFactors: factors, to: scaled.view)
-        try multiply(alpha: alpha, scaled.view, b, beta: beta, into: c)
+        let type = computeType(a, middle.view)
+        let product = try makeMatrix(rows: a.rows, columns: b.rows, type: type, order: .rowMajor)
+        switch middle {
+        case .diagonal(let factors): try copy(a, rowFactors: nil, columnFactors: factors, to: product.view)
+        case .square(let matrix): try multiply(alpha: 1, a, matrix, beta: 0, into: product.view)
+        }
+        try multiply(alpha: alpha, product.view, b, beta: beta, into: c)
     }
 
     /// Reads g twice, which a backend with a cache to keep it in can do better.

@@ -69,6 +69,8 @@ extension TestCall {
     struct Arguments: Sendable {
         var (m, n, r, tokens) = (9, 7, 3, 5)
         var type = ScalarType.float32
+        /// Those of an adapter's forward that are of another type.
+        var types: [String: ScalarType] = [:]
         var layout = Layout.rowMajor
         /// For calls that take any: [r, r], else [r].
         var hasSquareCore = false
@@ -82,8 +84,11 @@ extension TestCall {
     private static var r: Int { made.r }
     private static var tokens: Int { made.tokens }
 
-    private static func tensor(_ rows: Int, _ columns: Int, seed: UInt64, dimensions: Int = 2) -> TestTensor {
-        TestTensor(TestMatrix(.gaussian(rows, columns, seed: seed), made.type, made.layout), dimensions: dimensions)
+    private static func tensor(
+        _ rows: Int, _ columns: Int, seed: UInt64, dimensions: Int = 2, _ name: String = ""
+    ) -> TestTensor {
+        let type = made.types[name] ?? made.type
+        return TestTensor(TestMatrix(.gaussian(rows, columns, seed: seed), type, made.layout), dimensions: dimensions)
     }
 
     private static func undefined(_ rows: Int, _ columns: Int, _ dimensions: Int = 2) -> TestTensor {
@@ -106,9 +111,9 @@ extension TestCall {
 
     private static var factors: [Argument] {
         [
-            input("down", tensor(r, n, seed: 2)),
-            optional(input("core", core { tensor($0, $1, seed: 3, dimensions: $2) })),
-            input("up", tensor(m, r, seed: 4)),
+            input("down", tensor(r, n, seed: 2, "down")),
+            optional(input("core", core { tensor($0, $1, seed: 3, dimensions: $2, "core") })),
+            input("up", tensor(m, r, seed: 4, "up")),
         ]
     }
 
@@ -175,9 +180,9 @@ extension TestCall {
     }
 
     static var forward: TestCall {
-        let out = Argument(name: "out", tensor: tensor(tokens, m, seed: 6), role: .changed)
+        let out = Argument(name: "out", tensor: tensor(tokens, m, seed: 6, "out"), role: .changed)
         let arguments =
-            [input("x", tensor(tokens, n, seed: 5))] + factors + [out, output("out_h", undefined(tokens, r))]
+            [input("x", tensor(tokens, n, seed: 5, "x"))] + factors + [out, output("out_h", undefined(tokens, r))]
         return TestCall("lr_adapter_forward", arguments) {
             lr_adapter_forward($0[0], $0[1], $0[2], $0[3], 0.5, $0[4], $0[5])
         }

@@ -48,29 +48,40 @@ extension CUDABackendTests {
         }
     }
 
-    /// With a factor for each number of the depth.
+    /// With a factor for each number of the depth, or a matrix, in between.
     @Test(arguments: ScalarType.allCases, Layout.allCases)
-    func productsWithFactors(type: ScalarType, layout: Layout) throws {
-        for (m, k, n) in [(1, 1, 1), (5, 7, 3), (65, 33, 63), (33, 300, 9), (9, 64, 131), (0, 3, 4), (130, 3, 2)] {
-            for (bType, factorType, cType) in [
+    func productsWithMiddleFactors(type: ScalarType, layout: Layout) throws {
+        for (m, k, n) in [
+            (1, 1, 1), (5, 7, 3), (65, 33, 63), (9, 300, 7), (0, 3, 4), (130, 3, 2), (1, 32, 200), (70, 64, 136), (6, 65, 7),
+        ] {
+            for (bType, middleType, cType) in [
                 (type, type, type), (.bfloat16, .float32, .float32), (.float32, .float16, type), (type, .float64, .float32),
             ] as [(ScalarType, ScalarType, ScalarType)] {
                 _ = try compare(
-                    "\(layout) \(m)x\(k)x\(n) \(type) \(factorType) \(bType) \(cType)",
+                    "\(layout) \(m)x\(k)x\(n) \(type) \(middleType) \(bType) \(cType)",
                     [
                         TestMatrix(.integers(m, k, seed: 25, magnitude: 1), type, layout),
-                        TestMatrix(.integers(1, k, seed: 26, magnitude: 1), factorType, .strided),
+                        TestMatrix(.integers(1, k, seed: 26, magnitude: 1), middleType, .strided),
                         TestMatrix(.integers(k, n, seed: 27, magnitude: 1), bType, layout),
-                        TestMatrix(undefined: m, n, cType, layout),
+                        TestMatrix(undefined: m, n, cType, layout), TestMatrix(.integers(n, m, seed: 28), cType, .paddedRows),
+                        TestMatrix(sparse(k), middleType, layout), TestMatrix(undefined: m, n, cType, layout),
                         TestMatrix(.integers(n, m, seed: 28), cType, .paddedRows),
                     ]
                 ) { (backend, v) throws(LowRankError) in
-                    try backend.multiply(alpha: 2, v[0], scaledBy: v[1], v[2], beta: 0, into: v[3])
+                    try backend.multiply(alpha: 2, v[0], .diagonal(v[1]), v[2], beta: 0, into: v[3])
                     try backend.multiply(
-                        alpha: -1, v[2].transposed, scaledBy: v[1].transposed, v[0].transposed, beta: 0.5, into: v[4])
+                        alpha: -1, v[2].transposed, .diagonal(v[1].transposed), v[0].transposed, beta: 0.5, into: v[4])
+                    try backend.multiply(alpha: 2, v[0], .square(v[5]), v[2], beta: 0, into: v[6])
+                    try backend.multiply(
+                        alpha: -1, v[2].transposed, .square(v[5].transposed), v[0].transposed, beta: 0.5, into: v[7])
                 }
             }
         }
+    }
+
+    /// Two integers in each row, so that products stay small enough for 16 bits.
+    private func sparse(_ k: Int) -> RealMatrix {
+        RealMatrix(k, k) { i, j in (j == (i * 5 + 2) % k ? 1 : 0) - (j == (i + k / 2) % k ? 2 : 0) }
     }
 
     /// Layouts in which a library can take the operands; one of 16 bits must not make the other one lose bits.
@@ -131,8 +142,8 @@ extension CUDABackendTests {
         ) { (backend, v) throws(LowRankError) in
             try backend.multiply(alpha: 1, v[0], v[1], beta: 0, into: v[3])
             try backend.multiply(alpha: 1, v[1].transposed, v[0].transposed, beta: 0, into: v[4])
-            try backend.multiply(alpha: 1, v[0], scaledBy: v[2], v[1], beta: 0, into: v[5])
-            try backend.multiply(alpha: 1, v[0], scaledBy: v[2], v[6], beta: 0, into: v[7])
+            try backend.multiply(alpha: 1, v[0], .diagonal(v[2]), v[1], beta: 0, into: v[5])
+            try backend.multiply(alpha: 1, v[0], .diagonal(v[2]), v[6], beta: 0, into: v[7])
         }
     }
 }

@@ -109,18 +109,41 @@ typedef struct lr_sum_chunks_arguments {
 } lr_sum_chunks_arguments;
 
 /// c = alpha * a b + beta * c; c is not read where beta is 0. lr_multiply_terms takes alpha * a diag(factors) b, where an address
-/// of 0 is ones, and `factors` is a column. With `partials` each layer of blocks sums `slice_depth` terms into
-/// partials[layer, i, j], of the kernel's type, instead.
+/// of 0 is ones, and `factors` is a column. Each layer of blocks sums `slice_depth` terms. Where there are several, `partials`
+/// has room for the sums of each, of the kernel's type, and of `counters`, 32-bit zeros that are zeros again afterwards,
+/// there is one for each block of a layer. Of lr_shrink_... a block takes 64 rows of c, or 128 of 16 bits of a, and all its columns.
 typedef struct lr_multiply_arguments {
   lr_view a, b, c, factors;
   double alpha, beta;
-  unsigned long long partials;
+  unsigned long long partials, counters;
   long long slice_depth;
 } lr_multiply_arguments;
 
 typedef lr_multiply_arguments lr_multiply_float32_arguments;
 typedef lr_multiply_arguments lr_multiply_float64_arguments;
 typedef lr_multiply_arguments lr_multiply_terms_arguments;
+typedef lr_multiply_arguments lr_shrink_32_arguments;
+typedef lr_multiply_arguments lr_shrink_64_arguments;
+typedef lr_multiply_arguments lr_shrink_float32_32_arguments;
+typedef lr_multiply_arguments lr_shrink_float32_64_arguments;
+
+/// What a block of lr_shrink_... takes of the depth at a time, and the most columns of a that lr_expand_... can have.
+enum { LR_SHRINK_DEPTH = 64, LR_EXPAND_DEPTH = 64 };
+
+/// c = alpha * a middle b + beta * c; c is not read where beta is 0. The middle is square, or the diagonal of a matrix as a
+/// column; an address of 0 is the identity. A block takes LR_TILE rows of c, and `columns`, a multiple of LR_TILE and for
+/// lr_expand_float32 of twice that.
+typedef struct lr_expand_arguments {
+  lr_view a, middle, b, c;
+  double alpha, beta;
+  long long columns;
+  int is_square, unused;
+} lr_expand_arguments;
+
+typedef lr_expand_arguments lr_expand_32_arguments;
+typedef lr_expand_arguments lr_expand_64_arguments;
+typedef lr_expand_arguments lr_expand_float32_arguments;
+typedef lr_expand_arguments lr_expand_float64_arguments;
 
 /// c = alpha * the sum over slices of partials[slice, i, j] + beta * c.
 typedef struct lr_sum_slices_arguments {

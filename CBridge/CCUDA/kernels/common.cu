@@ -81,7 +81,7 @@ template <class Scalar> LR_DEVICE void lr_store(const lr_view &view, long long i
   LR_WITH_ELEMENT(view.type, lr_assign(((Element *)view.address)[offset], value));
 }
 
-LR_DEVICE bool lr_is_finite(double value) { return value - value == 0; }
+template <class Scalar> LR_DEVICE bool lr_is_finite(Scalar value) { return value - value == 0; }
 
 // All threads of all blocks go through the positions row * columns + column of a view side by side.
 

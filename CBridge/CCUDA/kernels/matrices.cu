@@ -131,12 +131,8 @@ LR_KERNEL(lr_multiply_terms) {
     }
     __syncthreads();
   }
-#pragma unroll
-  for (unsigned j = 0; j < 4; j++) {
-#pragma unroll
-    for (unsigned i = 0; i < 4; i++) {
-      long long ci = first_row + row + lane / 4 + i / 2 * 8, cj = first_column + column + 8 * j + lane % 4 * 2 + i % 2;
-      lr_store_sum(arguments, ci, cj, sums[j][i]);
-    }
-  }
+  lr_store_sums(arguments, sums, [&](unsigned n, unsigned m, long long &i, long long &j) {
+    i = first_row + row + lane / 4 + m / 2 * 8;
+    j = first_column + column + 8 * n + lane % 4 * 2 + m % 2;
+  });
 }

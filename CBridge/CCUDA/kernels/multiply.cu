@@ -26,18 +26,60 @@ LR_DEVICE lr_view lr_transposed(const lr_view &view) {
   return result;
 }
 
-/// Writes element (i, j) of c, or its part, where there is one.
+/// Whether this is the last of a column of blocks to get here, which then sees what the others have written. Of each column
+/// there is a counter, which is zero before and after.
+LR_DEVICE bool lr_is_last_slice(unsigned long long counters) {
+  __shared__ bool is_last;
+  unsigned *counter = (unsigned *)counters + (blockIdx.y * gridDim.x + blockIdx.x), last = gridDim.z - 1;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) is_last = atomicInc(counter, last) == last;
+  __syncthreads();
+  __threadfence();
+  return is_last;
+}
+
 template <class Scalar>
 LR_DEVICE void lr_store_sum(const lr_multiply_arguments &arguments, long long i, long long j, Scalar sum) {
   const lr_view &c = arguments.c;
-  if (i >= c.rows || j >= c.columns) return;
-  if (arguments.partials != 0) {
-    ((Scalar *)arguments.partials)[(blockIdx.z * c.rows + i) * c.columns + j] = sum;
-    return;
-  }
   Scalar value = (Scalar)arguments.alpha * sum;
   if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(c, i, j);
   lr_store(c, i, j, value);
+}
+
+/// Writes a thread's elements of c, those of `place(n, m, i, j)` inside of it. Of several slices the parts are written, and
+/// added in order by the block that is done last.
+template <class Scalar, class Place>
+LR_DEVICE void lr_store_sums(
+    const lr_multiply_arguments &arguments, const Scalar (&sums)[LR_PER_THREAD][LR_PER_THREAD], const Place &place) {
+  const lr_view &c = arguments.c;
+  Scalar *parts = (Scalar *)arguments.partials;
+  bool is_whole = gridDim.z == 1;
+#pragma unroll
+  for (unsigned n = 0; n < LR_PER_THREAD; n++) {
+#pragma unroll
+    for (unsigned m = 0; m < LR_PER_THREAD; m++) {
+      long long i, j;
+      place(n, m, i, j);
+      if (i >= c.rows || j >= c.columns) continue;
+      if (is_whole) {
+        lr_store_sum(arguments, i, j, sums[n][m]);
+      } else {
+        parts[(blockIdx.z * c.rows + i) * c.columns + j] = sums[n][m];
+      }
+    }
+  }
+  if (is_whole || !lr_is_last_slice(arguments.counters)) return;
+  for (unsigned n = 0; n < LR_PER_THREAD; n++) {
+    for (unsigned m = 0; m < LR_PER_THREAD; m++) {
+      long long i, j;
+      place(n, m, i, j);
+      if (i >= c.rows || j >= c.columns) continue;
+      Scalar sum = 0;
+      for (unsigned slice = 0; slice < gridDim.z; slice++) sum += parts[(slice * c.rows + i) * c.columns + j];
+      lr_store_sum(arguments, i, j, sum);
+    }
+  }
 }
 
 template <class Scalar> LR_DEVICE void lr_multiply_tile(const lr_multiply_arguments &arguments) {
@@ -61,11 +103,10 @@ template <class Scalar> LR_DEVICE void lr_multiply_tile(const lr_multiply_argume
     }
     __syncthreads();
   }
-  for (unsigned i = 0; i < LR_PER_THREAD; i++) {
-    for (unsigned j = 0; j < LR_PER_THREAD; j++) {
-      lr_store_sum(arguments, first_row + row + 16 * i, first_column + column + 16 * j, sums[i][j]);
-    }
-  }
+  lr_store_sums(arguments, sums, [&](unsigned n, unsigned m, long long &i, long long &j) {
+    i = first_row + row + 16 * n;
+    j = first_column + column + 16 * m;
+  });
 }
 
 LR_KERNEL(lr_multiply_float32) { lr_multiply_tile<float>(arguments); }

@@ -125,8 +125,8 @@ final class CUDADevice: @unchecked Sendable {
     func giveBack(_ handles: CUDAHandles) { idleHandles.withLock { $0.append(handles) } }
 }
 
-/// Handles of cuBLAS and cuSOLVER on one stream. The workspace of cuBLAS is the stream's own: the products of two streams may
-/// run at once.
+/// Handles of cuBLAS and cuSOLVER on one stream, and what the products on it share. The workspace of cuBLAS and the counters are the
+/// stream's own: the products of two streams may run at once.
 struct CUDAHandles: @unchecked Sendable {
     private(set) var stream: UnsafeMutableRawPointer? = nil
     /// Kept for a stream to come.
@@ -140,10 +140,20 @@ struct CUDAHandles: @unchecked Sendable {
     /// What NVIDIA recommends for Hopper.
     private static let workspaceBytes = 32 << 20
 
+    /// How many counters there are.
+    static let counterCount = 512
+
+    /// 32-bit zeros for a kernel's blocks, which leave zeros behind.
+    var counters: lr_cuda_address { workspace + lr_cuda_address(Self.workspaceBytes) }
+
     init(stream: UnsafeMutableRawPointer?, _ libraries: CUDALibraries) throws(LowRankError) {
         let (driver, blasLibrary, solverLibrary) = (libraries.driver, libraries.blas, libraries.solver)
-        try driver.check(driver.cuMemAlloc_v2(&workspace, Self.workspaceBytes), "cuMemAlloc", bytes: Self.workspaceBytes)
+        let zeros = [UInt32](repeating: 0, count: Self.counterCount)
+        let bytes = Self.workspaceBytes + 4 * zeros.count
+        try driver.check(driver.cuMemAlloc_v2(&workspace, bytes), "cuMemAlloc", bytes: bytes)
         do throws(LowRankError) {
+            try driver.check(driver.cuMemcpyHtoDAsync_v2(counters, zeros, 4 * zeros.count, stream), "cuMemcpyHtoDAsync")
+            try driver.check(driver.cuStreamSynchronize(stream), "cuStreamSynchronize")
             try blasLibrary.check(blasLibrary.cublasCreate_v2(&blas), "cublasCreate")
             try blasLibrary.check(blasLibrary.cublasSetMathMode(blas, Int32(LR_CUBLAS_DEFAULT_MATH)), "cublasSetMathMode")
             try solverLibrary.check(solverLibrary.cusolverDnCreate(&solver), "cusolverDnCreate")
