@@ -48,10 +48,13 @@ extension Factors {
         _ g: MatrixView, x: MatrixView?, h: MatrixView?, into gradients: Gradients, on backend: some Backend
     ) throws(LowRankError) {
         try requireShapes(g, x: x, h: h, gradients)
-        guard let q = try upProjection.writeGradients(g, h: h, into: gradients, on: backend) else { return }
-        if let dDown = gradients.down, let x {
-            try backend.multiply(alpha: scale, q.transposed, x, beta: 0, into: dDown)
+        guard let p = try upProjection.writeGradients(g, h: h, into: gradients, on: backend) else { return }
+        guard let dDown = gradients.down, let x else {
+            guard let dx = gradients.x else { return }
+            return try core.multiply(alpha: scale, p, down, beta: 1, into: dx, on: backend)
         }
+        let q = try core.applied(toRightOf: p, on: backend)
+        try backend.multiply(alpha: scale, q.transposed, x, beta: 0, into: dDown)
         if let dx = gradients.x { try backend.multiply(alpha: scale, q, down, beta: 1, into: dx) }
     }
 

@@ -44,11 +44,11 @@ public struct Change {
         try requireShape(x, x.rows, factors.down.columns, "x")
         try requireShape(y, x.rows, factors.up.rows, "out")
         try requireShape(h, x.rows, factors.rank, "out_h")
-        let both = try backend.product(x, stackedDown(on: backend).transposed).view
-        try backend.multiply(alpha: factors.scale, both, stackedUp(on: backend).transposed, beta: 1, into: y)
+        let stacks = try Stacks(self, on: backend)
+        let both = try backend.product(x, stacks.down.view.transposed).view
+        try backend.multiply(alpha: factors.scale, both, stacks.up.view.transposed, beta: 1, into: y)
         let (change, start) = (both[columns: 0..<factors.rank], both[columns: factors.rank..<2 * factors.rank])
-        try backend.accumulate(change, beta: 1, into: start)
-        try backend.copy(start, to: h)
+        try backend.add(change, beta: 1, start, to: h)
     }
 
     /// The gradients of ``addForward(_:to:keeping:on:)`` in x, A and B.
@@ -71,7 +71,8 @@ public struct Change {
         guard let dx = gradients.x else {
             return try factors.backward(g, x: x, h: h, into: gradients, on: backend)
         }
-        let (up, down) = (try stackedUp(on: backend), try stackedDown(on: backend))
+        let stacks = try Stacks(self, on: backend)
+        let (up, down) = (stacks.up.view, stacks.down.view)
         let type = backend.computeType(g, up)
         let p = try backend.makeMatrix(rows: g.rows, columns: up.columns, type: type, order: .rowMajor).view
         if let dUp = gradients.up, let h {
@@ -85,24 +86,27 @@ public struct Change {
         }
         try backend.multiply(alpha: factors.scale, p, down, beta: 1, into: dx)
     }
+}
 
+/// The factors of a change as those of one adapter.
+private struct Stacks {
     /// `[B, B − B₀]`.
-    private func stackedUp(on backend: some Backend) throws(LowRankError) -> MatrixView {
-        let (up, rank) = (factors.up, factors.rank)
-        let type = backend.computeType(up, startUp)
-        let stack = try backend.makeMatrix(rows: up.rows, columns: 2 * rank, type: type, order: .rowMajor).view
-        try backend.copy(up, to: stack[columns: 0..<rank])
-        try backend.add(up, beta: -1, startUp, to: stack[columns: rank..<2 * rank])
-        return stack
-    }
-
+    let up: Matrix
     /// `[A − A₀; A₀]`.
-    private func stackedDown(on backend: some Backend) throws(LowRankError) -> MatrixView {
-        let (down, rank) = (factors.down, factors.rank)
-        let type = backend.computeType(down, startDown)
-        let stack = try backend.makeMatrix(rows: 2 * rank, columns: down.columns, type: type, order: .rowMajor).view
-        try backend.add(down, beta: -1, startDown, to: stack[rows: 0..<rank])
-        try backend.copy(startDown, to: stack[rows: rank..<2 * rank])
-        return stack
+    let down: Matrix
+
+    init(_ change: Change, on backend: some Backend) throws(LowRankError) {
+        let (up, down, rank) = (change.factors.up, change.factors.down, change.factors.rank)
+        self.up = try backend.makeMatrix(
+            rows: up.rows, columns: 2 * rank, type: backend.computeType(up, change.startUp), order: .rowMajor)
+        self.down = try backend.makeMatrix(
+            rows: 2 * rank, columns: down.columns, type: backend.computeType(down, change.startDown), order: .rowMajor)
+        let (ups, downs) = (self.up.view, self.down.view)
+        try backend.add([
+            MatrixSum(up, to: ups[columns: 0..<rank]),
+            MatrixSum(up, beta: -1, change.startUp, to: ups[columns: rank..<2 * rank]),
+            MatrixSum(down, beta: -1, change.startDown, to: downs[rows: 0..<rank]),
+            MatrixSum(change.startDown, to: downs[rows: rank..<2 * rank]),
+        ])
     }
 }

@@ -2,7 +2,7 @@
 import LowRankBackends
 import LowRankCore
 
-// Products with a core from the right. All methods go through these two, whatever their core.
+// Products with a core. All methods go through these, whatever their core.
 
 extension Core {
     /// `x C`, in float64 where an operand or `type` is. The identity returns x itself.
@@ -15,6 +15,22 @@ extension Core {
     /// `x Cᵀ`. The identity returns x itself.
     func transposeApplied(toRightOf x: MatrixView, on backend: some Backend) throws(LowRankError) -> MatrixView {
         try product(x, in: .float32, on: backend) { $0.transposed }
+    }
+
+    /// `c = alpha * x C b + beta * c`.
+    func multiply(
+        alpha: Double, _ x: MatrixView, _ b: MatrixView, beta: Double, into c: MatrixView, on backend: some Backend
+    ) throws(LowRankError) {
+        switch self {
+        case .identity: try backend.multiply(alpha: alpha, x, b, beta: beta, into: c)
+        case .diagonal(let vector): try backend.multiply(alpha: alpha, x, .diagonal(vector), b, beta: beta, into: c)
+        case .square(let matrix): try backend.multiply(alpha: alpha, x, .square(matrix), b, beta: beta, into: c)
+        }
+    }
+
+    /// Cᵀ.
+    var transposed: Core {
+        if case .square(let matrix) = self { .square(matrix.transposed) } else { self }
     }
 
     private func product(

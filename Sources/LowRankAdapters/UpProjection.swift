@@ -41,12 +41,7 @@ public struct UpProjection {
     public func addForward(_ h: MatrixView, to y: MatrixView, on backend: some Backend) throws(LowRankError) {
         try requireShape(h, h.rows, rank, "x")
         try requireShape(y, h.rows, up.rows, "out")
-        switch core {
-        case .identity: try backend.multiply(alpha: scale, h, up.transposed, beta: 1, into: y)
-        case .diagonal(let vector): try backend.multiply(alpha: scale, h, .diagonal(vector), up.transposed, beta: 1, into: y)
-        case .square(let matrix):
-            try backend.multiply(alpha: scale, h, .square(matrix.transposed), up.transposed, beta: 1, into: y)
-        }
+        try core.transposed.multiply(alpha: scale, h, up.transposed, beta: 1, into: y, on: backend)
     }
 
     /// The gradients of ``addForward(_:to:on:)``: those of ``Factors``, with `dh += s p C` in place of dx and dA.
@@ -68,14 +63,15 @@ public struct UpProjection {
         }
         if let dh = gradients.x { try requireShape(dh, g.rows, rank, "out_x") }
         try requireShapes(g, h: h, gradients)
-        guard let q = try writeGradients(g, h: h, into: gradients, on: backend), let dh = gradients.x else { return }
+        guard let p = try writeGradients(g, h: h, into: gradients, on: backend), let dh = gradients.x else { return }
+        let q = try core.applied(toRightOf: p, on: backend)
         let scales = try backend.makeMatrix(rows: 1, columns: rank, type: q.type, order: .rowMajor).view
         backend.setValues(Array(repeating: scale, count: rank), of: scales)
         try backend.copy(q, rowFactors: nil, columnFactors: scales, to: q)
         try backend.accumulate(q, beta: 1, into: dh)
     }
 
-    /// Writes dB and dC and returns p C, in memory of its own, where the gradient of x or of down is asked for.
+    /// Writes dB and dC and returns p, where the gradient of x or of down is asked for.
     func writeGradients(
         _ g: MatrixView, h: MatrixView?, into gradients: Gradients, on backend: some Backend
     ) throws(LowRankError) -> MatrixView? {
@@ -95,8 +91,7 @@ public struct UpProjection {
         }
         guard let p else { return nil }
         if let dCore = gradients.core, let h { try writeCoreGradient(p.view, h: h, to: dCore, on: backend) }
-        if gradients.down == nil && gradients.x == nil { return nil }
-        return try core.applied(toRightOf: p.view, on: backend)
+        return gradients.down == nil && gradients.x == nil ? nil : p.view
     }
 
     /// Memory for g B.

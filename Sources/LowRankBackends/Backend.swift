@@ -44,6 +44,20 @@ public enum MiddleFactor {
     }
 }
 
+/// `target = a + beta * b`, or a copy of a without b.
+public struct MatrixSum {
+    public var a: MatrixView
+    public var beta: Double
+    public var b: MatrixView?
+    public var target: MatrixView
+
+    public init(_ a: MatrixView, beta: Double = 0, _ b: MatrixView? = nil, to target: MatrixView) {
+        (self.a, self.beta, self.b, self.target) = (a, beta, b, target)
+    }
+
+    var transposed: Self { Self(a.transposed, beta: beta, b?.transposed, to: target.transposed) }
+}
+
 /// All that an algorithm may ask of a device. The factorisations and adapters are written once against this.
 ///
 /// Views may have any element type and strides unless a method says otherwise; operands of one product may differ in
@@ -66,6 +80,9 @@ public protocol Backend: Sendable {
 
     /// `target = a + beta * b`, rounded once; exactly zero for equal numbers and beta = -1.
     func add(_ a: MatrixView, beta: Double, _ b: MatrixView, to target: MatrixView) throws(LowRankError)
+
+    /// Sums none of which reads what another writes.
+    func add(_ sums: [MatrixSum]) throws(LowRankError)
 
     /// `target[i, :] = source[indices[i], :]`.
     func gatherRows(_ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView) throws(LowRankError)
@@ -196,6 +213,13 @@ extension Backend {
         try copy(b, to: sum)
         try accumulate(a, beta: beta, into: sum)
         if target.type != type { try copy(sum, to: target) }
+    }
+
+    /// One by one.
+    public func add(_ sums: [MatrixSum]) throws(LowRankError) {
+        for sum in sums {
+            if let b = sum.b { try add(sum.a, beta: sum.beta, b, to: sum.target) } else { try copy(sum.a, to: sum.target) }
+        }
     }
 
     /// By way of `a middle`.

@@ -79,6 +79,30 @@ extension CUDABackendTests {
         }
     }
 
+    /// What one block does after another tile, whichever of the operands lies so that it can be read in pieces.
+    @Test(arguments: ScalarType.allCases, [8, 40])
+    func tilesOfABlock(type: ScalarType, rank: Int) throws {
+        for (layouts, columns) in [((Layout.rowMajor, Layout.columnMajor), 272), ((.columnMajor, .rowMajor), 261)] {
+            for bType in [type, .float32] {
+                _ = try compare(
+                    "\(type) \(bType) \(rank) \(layouts)",
+                    [
+                        TestMatrix(.integers(70, rank, seed: 36, magnitude: 1), type, layouts.0),
+                        TestMatrix(sparse(rank), .float32, layouts.1),
+                        TestMatrix(.integers(rank, columns, seed: 37, magnitude: 1), bType, layouts.1),
+                        TestMatrix(.integers(70, columns, seed: 38), type),
+                    ]
+                ) { (backend, v) throws(LowRankError) in
+                    guard let device = backend as? CUDABackend else {
+                        return try backend.multiply(alpha: 2, v[0], .square(v[1]), v[2], beta: -1, into: v[3])
+                    }
+                    let isDone = try device.expand(alpha: 2, v[0], .square(v[1]), v[2], beta: -1, into: v[3], blocks: 1)
+                    #expect(isDone)
+                }
+            }
+        }
+    }
+
     /// Two integers in each row, so that products stay small enough for 16 bits.
     private func sparse(_ k: Int) -> RealMatrix {
         RealMatrix(k, k) { i, j in (j == (i * 5 + 2) % k ? 1 : 0) - (j == (i + k / 2) % k ? 2 : 0) }

@@ -30,6 +30,13 @@ typedef struct lr_combine_arguments {
   double beta;
 } lr_combine_arguments;
 
+enum { LR_COMBINATIONS = 4 };
+
+/// As many of lr_combine as there are layers of blocks, none of which reads what another writes.
+typedef struct lr_combine_several_arguments {
+  lr_combine_arguments parts[LR_COMBINATIONS];
+} lr_combine_several_arguments;
+
 enum { LR_INDEX_CHUNK = 256, LR_VALUE_CHUNK = 256 };
 
 /// target[to[i], :] = source[from[i], :] for `count` rows.

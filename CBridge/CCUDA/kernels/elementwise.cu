@@ -24,7 +24,7 @@ template <class Scalar> LR_DEVICE void lr_combine_elements(const lr_combine_argu
   }
 }
 
-LR_KERNEL(lr_combine) {
+LR_DEVICE void lr_combine_one(const lr_combine_arguments &arguments) {
   bool is_wide = arguments.source.type == LR_FLOAT64 || arguments.target.type == LR_FLOAT64 ||
                  (arguments.beta != 0 && arguments.other.type == LR_FLOAT64) ||
                  (arguments.row_factors.address != 0 && arguments.row_factors.type == LR_FLOAT64) ||
@@ -35,6 +35,10 @@ LR_KERNEL(lr_combine) {
     lr_combine_elements<float>(arguments);
   }
 }
+
+LR_KERNEL(lr_combine) { lr_combine_one(arguments); }
+
+LR_KERNEL(lr_combine_several) { lr_combine_one(arguments.parts[blockIdx.y]); }
 
 LR_KERNEL(lr_move_rows) {
   lr_view lines = arguments.target;

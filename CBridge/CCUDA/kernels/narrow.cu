@@ -4,11 +4,11 @@
 // with a c of few columns, and to `expand`, c = a middle b with an a of few columns. The large matrix goes between
 // memory and registers, 16 bytes at a time where its rows allow it, and what is small is shared by a block.
 //
-// Sums go over the depth in any order, as long as both factors have the same: of each LR_GROUP numbers of a row, lane q
+// Sums go over the depth in any order, as long as both factors have the same: of each LR_SPAN numbers of a row, lane q
 // of every four has the 8 from 8 q on, which are its part of two steps of 16 of the tensor cores. The columns of a product are put
 // in such an order that it gets 8 that follow each other, too.
 
-enum { LR_GROUP = 32 };
+enum { LR_SPAN = 32 };
 
 // MARK: Lines of 8 numbers
 
@@ -64,24 +64,17 @@ LR_DEVICE lr_line<pieces> lr_read_line(const lr_view &view, bool has_pieces, lon
     if (is_wide) line.piece[pieces - 1] = lr_read_piece(address + 16);
     return line;
   }
-  // One by one, from the last on, which move up in the line: without indices, so that it stays in registers.
-#pragma unroll 1
-  for (int k = 7; k >= 0; k--) {
-    unsigned number = 0;
-    if (j + k < view.columns) {
-      long long offset = k * view.column_stride;
-      number = is_wide ? ((const unsigned *)address)[offset] : ((const unsigned short *)address)[offset];
-    }
+  unsigned numbers[8];
 #pragma unroll
-    for (int n = 4 * pieces - 1; n >= 0; n--) {
-      unsigned below = n > 0 ? line.piece[(n - 1) / 4].bits[(n - 1) % 4] : 0;
-      unsigned &bits = line.piece[n / 4].bits[n % 4];
-      if (is_wide) {
-        bits = n > 0 ? below : number;
-      } else if (n < 4) {
-        bits = bits << 16 | (n > 0 ? below >> 16 : number);
-      }
-    }
+  for (int k = 0; k < 8; k++) {
+    numbers[k] = 0;
+    if (j + k < view.columns) numbers[k] = is_wide ? *(const unsigned *)address : *(const unsigned short *)address;
+    address += view.column_stride * (is_wide ? 4 : 2);
+  }
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    line.piece[0].bits[k] = is_wide ? numbers[k] : numbers[2 * k] | numbers[2 * k + 1] << 16;
+    if (pieces == 2 && is_wide) line.piece[pieces - 1].bits[k] = numbers[4 + k];
   }
   return line;
 }
@@ -164,7 +157,7 @@ LR_DEVICE void lr_prefetch(const lr_view &view, long long i, long long j) {
 
 /// Rows of the right factor's transpose, as terms, in the order of lr_row_of_slot.
 template <int groups, int rows> struct lr_term_tile {
-  lr_piece terms[LR_TERMS][groups][rows][LR_GROUP / 8];
+  lr_piece terms[LR_TERMS][groups][rows][LR_SPAN / 8];
 };
 
 /// Of 32 columns of a product lane q gets numbers 2 q and 2 q + 1 of each 8: they are columns 8 q to 8 q + 7.
@@ -181,7 +174,7 @@ LR_DEVICE void lr_place_line(const lr_view &view, unsigned n, unsigned &group, u
   group = n / (4 * rows);
 }
 
-/// Reads a thread's part of `rows` rows and `groups` times LR_GROUP columns.
+/// Reads a thread's part of `rows` rows and `groups` times LR_SPAN columns.
 template <int groups, int rows>
 LR_DEVICE void lr_read_tile(
     lr_line<2> (&lines)[groups * rows * 4 / LR_THREADS], const lr_view &view, bool has_pieces, long long row, long long column) {
@@ -189,7 +182,7 @@ LR_DEVICE void lr_read_tile(
   for (int n = 0; n < groups * rows * 4 / LR_THREADS; n++) {
     unsigned group, slot, q;
     lr_place_line<groups, rows>(view, threadIdx.x + n * LR_THREADS, group, slot, q);
-    lines[n] = lr_read_line<2>(view, has_pieces, row + lr_row_of_slot(slot), column + group * LR_GROUP + 8 * q);
+    lines[n] = lr_read_line<2>(view, has_pieces, row + lr_row_of_slot(slot), column + group * LR_SPAN + 8 * q);
   }
 }
 
@@ -217,6 +210,10 @@ LR_DEVICE void lr_add_group(
     float (&sums)[tiles][4][4], const lr_piece (&a)[tiles][terms][2], int a_terms, const lr_term_tile<groups, rows> &b,
     int b_terms, unsigned group, unsigned slot) {
   unsigned lane = threadIdx.x % 32;
+#ifndef LR_HOST
+  // Where lanes have read lines in different ways, they are to go on together.
+  __syncwarp();
+#endif
 #pragma unroll 1
   for (int u = 0; u < b_terms; u++) {
     lr_piece right[4];
@@ -292,12 +289,12 @@ template <int width, int tiles, int pieces> LR_DEVICE void lr_shrink_in_matrices
   auto read = [&](long long depth) {
 #pragma unroll
     for (int i = 0; i < 2 * tiles; i++) {
-      x[i / 2][i % 2] = lr_read_line<pieces>(a, a_pieces, row + 8 * i, depth + group * LR_GROUP + lane % 4 * 8);
+      x[i / 2][i % 2] = lr_read_line<pieces>(a, a_pieces, row + 8 * i, depth + group * LR_SPAN + lane % 4 * 8);
     }
     lr_read_tile<groups, width>(lines, b, b_pieces, 0, depth);
   };
   if (reads_ahead) read(depth);
-  for (; depth < end; depth += groups * LR_GROUP) {
+  for (; depth < end; depth += groups * LR_SPAN) {
     if (!reads_ahead) read(depth);
     lr_piece left[tiles][terms][2];
 #pragma unroll
@@ -309,7 +306,7 @@ template <int width, int tiles, int pieces> LR_DEVICE void lr_shrink_in_matrices
     }
     lr_store_tile(tile, lines, b);
     __syncthreads();
-    if (reads_ahead && depth + groups * LR_GROUP < end) read(depth + groups * LR_GROUP);
+    if (reads_ahead && depth + groups * LR_SPAN < end) read(depth + groups * LR_SPAN);
 #pragma unroll
     for (int j = 0; j < width / 32; j++) lr_add_group(sums[j], left, a_terms, tile, b_terms, group, 32 * j);
     __syncthreads();
@@ -371,7 +368,7 @@ LR_KERNEL(lr_shrink_float32_32) { lr_shrink_in_matrices<32, 1, 2>(arguments); }
 
 LR_KERNEL(lr_shrink_float32_64) { lr_shrink_in_matrices<64, 1, 2>(arguments); }
 
-/// A block's 64 rows of c = alpha * a middle b + beta * c, for a of up to `groups` times LR_GROUP columns.
+/// A block's 64 rows of c = alpha * a middle b + beta * c, for a of up to `groups` times LR_SPAN columns.
 template <int groups> LR_DEVICE void lr_expand_in_matrices(const lr_expand_arguments &arguments) {
   enum { reads_ahead = groups == 1 };
   __shared__ lr_term_tile<groups, LR_TILE> tile;
@@ -387,7 +384,7 @@ template <int groups> LR_DEVICE void lr_expand_in_matrices(const lr_expand_argum
   lr_piece left[groups][1][LR_TERMS][2];
 #pragma unroll
   for (int n = 0; n < 2 * groups; n++) {
-    long long depth = n / 2 * LR_GROUP + 8 * q;
+    long long depth = n / 2 * LR_SPAN + 8 * q;
     float rest[8];
     lr_decode(lr_read_line<2>(a, a_pieces, row + n % 2 * 8, depth), a.type, rest);
 #pragma unroll

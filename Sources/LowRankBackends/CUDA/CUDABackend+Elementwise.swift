@@ -37,6 +37,26 @@ extension CUDABackend {
         try session.launch(.combine, arguments, elements: target.groups)
     }
 
+    /// In one launch, or one for each LR_COMBINATIONS.
+    package func add(_ sums: [MatrixSum]) throws(LowRankError) {
+        let sums = sums.filter { !$0.target.isEmpty }
+        for first in stride(from: 0, to: sums.count, by: Int(LR_COMBINATIONS)) {
+            let part = sums[first..<min(first + Int(LR_COMBINATIONS), sums.count)]
+            var arguments = lr_combine_several_arguments()
+            withUnsafeMutableBytes(of: &arguments.parts) { parts in
+                for (i, sum) in part.enumerated() {
+                    let sum = sum.target.runsAlongColumns ? sum.transposed : sum
+                    parts.bindMemory(to: lr_combine_arguments.self)[i] = lr_combine_arguments(
+                        source: sum.a.onDevice, row_factors: lr_view(), column_factors: lr_view(),
+                        other: sum.b?.onDevice ?? lr_view(), target: sum.target.onDevice, beta: sum.b == nil ? 0 : sum.beta)
+                }
+            }
+            let (threads, elements) = (Int(LR_THREADS), part.map { $0.target.rows * $0.target.columns }.max() ?? 0)
+            try session.launch(
+                .combineSeveral, arguments, blocks: (min((elements + threads - 1) / threads, 1 << 20), part.count, 1))
+        }
+    }
+
     package func gatherRows(
         _ indices: ArraySlice<Int>, of source: MatrixView, to target: MatrixView
     ) throws(LowRankError) {

@@ -39,16 +39,18 @@ extension CUDABackend {
     }
 
     /// A product with up to 64 columns of a, which reads and writes c once and needs no memory for `a middle`.
+    /// - Parameter blocks: About how many are enough. `a middle` is computed by each block anew.
     /// - Returns: false, with nothing done, where there is no kernel for the operands.
-    func expand(
-        alpha: Double, _ a: MatrixView, _ middle: MiddleFactor?, _ b: MatrixView, beta: Double, into c: MatrixView
+    package func expand(
+        alpha: Double, _ a: MatrixView, _ middle: MiddleFactor?, _ b: MatrixView, beta: Double, into c: MatrixView,
+        blocks: Int = 512
     ) throws(LowRankError) -> Bool {
         let rank = a.columns
         guard rank <= Int(LR_EXPAND_DEPTH) else { return false }
         // Neighbouring threads write along the rows of c, and its columns may be too many for a grid's second dimension.
         if c.runsAlongColumns {
             return try expand(
-                alpha: alpha, b.transposed, middle?.transposed, a.transposed, beta: beta, into: c.transposed)
+                alpha: alpha, b.transposed, middle?.transposed, a.transposed, beta: beta, into: c.transposed, blocks: blocks)
         }
         let kernel: CUDAKernel
         switch computeType(a, b, c, middle?.view ?? a) {
@@ -58,8 +60,7 @@ extension CUDABackend {
         }
         let (side, step) = (Int(LR_TILE), Int(LR_TILE) * (kernel == .expandFloat32 ? 2 : 1))
         let (rowTiles, columnTiles) = ((c.rows + side - 1) / side, (c.columns + step - 1) / step)
-        // `a middle` is computed by each block anew, so as few as keep the largest devices busy.
-        let perBlock = max(1, columnTiles * rowTiles / 512)
+        let perBlock = max(1, columnTiles * rowTiles / blocks)
         let columns = min(perBlock, columnTiles) * step
         var arguments = lr_expand_arguments(
             a: a.onDevice, middle: lr_view(), b: b.onDevice, c: c.onDevice, alpha: alpha, beta: beta,
