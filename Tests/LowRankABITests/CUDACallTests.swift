@@ -174,7 +174,7 @@ import Testing
             ["x": .float32, "down": .float32, "up": .float32, "core": .float32], ["x": .float64],
         ]
         // Of one token, beyond 32 columns, and with more than one block of everything.
-        let sizes = [(70, 65, 17, 33), (72, 300, 64, 1), (40, 72, 33, 130)]
+        let sizes = [(70, 65, 17, 33), (72, 300, 64, 1), (40, 300, 33, 130)]
         for (i, types) in mixtures.enumerated() {
             for (isSquare, missing) in [(false, ["core"]), (false, []), (true, [])] as [(Bool, Set<String>)] {
                 var made = made(sizes[i % 3], type, squareCore: isSquare)

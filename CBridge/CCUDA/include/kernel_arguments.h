@@ -118,7 +118,7 @@ typedef struct lr_sum_chunks_arguments {
 /// c = alpha * a b + beta * c; c is not read where beta is 0. lr_multiply_terms takes alpha * a diag(factors) b, where an address
 /// of 0 is ones, and `factors` is a column. Each layer of blocks sums `slice_depth` terms. Where there are several, `partials`
 /// has room for the sums of each, of the kernel's type, and of `counters`, 32-bit zeros that are zeros again afterwards,
-/// there is one for each block of a layer. Of lr_shrink_... a block takes 64 rows of c, or 128 of 16 bits of a, and all its columns.
+/// there is one for each block of a layer. A block of lr_shrink_... takes all columns and 64 rows of c, or 128 where a is of 16 bits.
 typedef struct lr_multiply_arguments {
   lr_view a, b, c, factors;
   double alpha, beta;

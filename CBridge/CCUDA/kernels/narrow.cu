@@ -5,8 +5,8 @@
 // memory and registers, 16 bytes at a time where its rows allow it, and what is small is shared by a block.
 //
 // Sums go over the depth in any order, as long as both factors have the same: of each LR_SPAN numbers of a row, lane q
-// of every four has the 8 from 8 q on, which are its part of two steps of 16 of the tensor cores. The columns of a product are put
-// in such an order that it gets 8 that follow each other, too.
+// of every four has the 8 from 8 q on, which are its part of two steps of 16 of the tensor cores. The columns of a product
+// are put in such an order that it gets 8 that follow each other, too.
 
 enum { LR_SPAN = 32 };
 
@@ -267,8 +267,8 @@ LR_DEVICE void lr_update_line(
   lr_write_line(c, has_pieces, i, j, sums);
 }
 
-/// `tiles` times 64 rows of c = alpha * a b + beta * c in one block, for c of up to `width` columns and a of 16 bits, or of float32
-/// with two pieces.
+/// `tiles` times 64 rows of c = alpha * a b + beta * c in one block, for c of up to `width` columns and a of 16 bits, or of
+/// float32 with two pieces.
 template <int width, int tiles, int pieces> LR_DEVICE void lr_shrink_in_matrices(const lr_multiply_arguments &arguments) {
   // Fewer terms are all that 16 bits need. With more sums there are no registers for what comes next.
   enum { groups = 2, terms = pieces + 1, count = tiles * width / 8, at_once = count < 8 ? count : 8, reads_ahead = count <= 8 };

@@ -125,8 +125,8 @@ final class CUDADevice: @unchecked Sendable {
     func giveBack(_ handles: CUDAHandles) { idleHandles.withLock { $0.append(handles) } }
 }
 
-/// Handles of cuBLAS and cuSOLVER on one stream, and what the products on it share. The workspace of cuBLAS and the counters are the
-/// stream's own: the products of two streams may run at once.
+/// Handles of cuBLAS and cuSOLVER on one stream, and what the products on it share. The workspace of cuBLAS and the counters
+/// are the stream's own: the products of two streams may run at once.
 struct CUDAHandles: @unchecked Sendable {
     private(set) var stream: UnsafeMutableRawPointer? = nil
     /// Kept for a stream to come.
