@@ -5,7 +5,6 @@
 
 using namespace cuda_double;
 
-/// A new block of device memory.
 EXPORT Address cuda_double_allocate(std::size_t bytes, int device) {
   bytes = std::max<std::size_t>(bytes, 1);
   std::size_t page = sysconf(_SC_PAGESIZE), slack = -bytes % 16, mapped = (bytes + slack + page - 1) / page * page;
@@ -21,7 +20,6 @@ EXPORT Address cuda_double_allocate(std::size_t bytes, int device) {
   return block.start;
 }
 
-/// Frees a block.
 EXPORT void cuda_double_release(Address address) {
   Block block = *blockAround(address);
   block.open(true);

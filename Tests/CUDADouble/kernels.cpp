@@ -46,11 +46,11 @@ void switchTo(jmp_buf &next, jmp_buf &here) {
 }
 
 /// What a thread does at a barrier.
-void pause() { switchTo(scheduler, current->position); }
+void waitAtBarrier() { switchTo(scheduler, current->position); }
 
 void runFiber() {
   for (;; current->isDone = true) {
-    pause();
+    waitAtBarrier();
     kernel();
   }
 }
@@ -66,14 +66,14 @@ Fiber *newFiber() {
   return current;
 }
 
-/// Runs threads from barrier to barrier, each time forwards or backwards as random bits say: reading what another thread
-/// writes before a barrier shows.
+/// Runs threads from barrier to barrier, each time forwards or backwards as random bits say: reading what another
+/// thread writes before a barrier shows.
 void runGrid(const Function &function, Dimensions grid, unsigned threads, const std::string &argument) {
   static std::vector<Fiber *> fibers;
   static std::uint32_t random = 0;
   while (fibers.size() < threads) fibers.push_back(newFiber());
   KernelState *state = function.state;
-  *state = {{}, {}, {threads, 1, 1}, grid, pause, state->shared, state->sharedEnd};
+  *state = {{}, {}, {threads, 1, 1}, grid, waitAtBarrier, state->shared, state->sharedEnd};
   kernel = [&] { function.call(argument.data()); };
   for (unsigned block = 0; block < grid.x * grid.y * grid.z; block++) {
     state->blockIdx = {block % grid.x, block / grid.x % grid.y, block / grid.x / grid.y};

@@ -18,8 +18,7 @@ using namespace cuda_double;
 
 namespace {
 
-enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70 };
-enum { notSupported = 15 };
+enum { R_32F = 0, R_64F = 1, R_16F = 2, R_16BF = 14, COMPUTE_32F = 68, COMPUTE_64F = 70, notSupported = 15 };
 
 /// Of cuBLAS or of cuSOLVER.
 struct Handle {
@@ -174,19 +173,19 @@ BOTH(cublas, trsm_v2,
      solve(handle, side, fill, op, diagonal, number(alpha, type), {a, type, side ? n : m, side ? n : m, lda},
            {b, type, m, n, ldb}))
 
-/// Checks and queues a routine that changes a matrix and a vector.
+/// Checks and queues a routine of a matrix and its reflections' factors.
 template <class Routine>
-static int factor(Handle *handle, Matrix a, Matrix vector, Address workspace, int size, int needed, int *info,
+static int factor(Handle *handle, Matrix a, Matrix tau, Address workspace, int size, int needed, int *info,
                   Routine routine) {
-  NEED(handle->isReady() && a.isValid("A") && vector.isValid("tau or pivots") && isSpan("info", Address(info), 4, 4));
+  NEED(handle->isReady() && a.isValid("A") && tau.isValid("tau") && isSpan("info", Address(info), 4, 4));
   NEED(size >= needed || violation("workspace of ", size, " elements, ", needed, " are needed"));
   NEED(isSpan("workspace", workspace, size * a.size(), a.size()));
   return enqueue(handle->stream, [=] {
-    auto matrix = a.values(), factors = vector.values();
+    auto matrix = a.values(), factors = tau.values();
     std::vector<double> work(64 * (a.rows + a.columns));
-    routine(a.rows, a.columns, vector.rows, matrix.data(), factors.data(), work.data(), work.size(), info);
+    routine(a.rows, a.columns, tau.rows, matrix.data(), factors.data(), work.data(), work.size(), info);
     a.set(matrix);
-    vector.set(factors);
+    tau.set(factors);
     poison(workspace, size * a.size());
   });
 }

@@ -195,6 +195,24 @@ import Testing
         }
     }
 
+    /// All that a call keeps between its steps is one block, and there are calls that keep something.
+    @Test(arguments: ScalarType.allCases)
+    func intermediateMemoryIsOneBlock(type: ScalarType) throws {
+        var blocks = 0
+        for name in Self.enqueuingNames {
+            for isSquare in [false, true] {
+                try compare(name, made((70, 65, 17, 330), type, squareCore: isSquare)) { double, call in
+                    let before = double.calls("cuMemAllocAsync")
+                    call()
+                    let count = double.calls("cuMemAllocAsync") - before
+                    #expect(count <= 1, "\(name) \(type) square core: \(isSquare)")
+                    blocks += count
+                }
+            }
+        }
+        #expect(blocks > 0)
+    }
+
     @Test(arguments: names)
     func allWorkIsOnTheStream(name: String) throws {
         let stream = UnsafeMutableRawPointer(bitPattern: 0x51)
