@@ -44,7 +44,9 @@ static const char kernel_source[] = {
     , '\n',
 #embed "kernels/pairs.cu"
     , '\n',
-#embed "kernels/panels.cu"
+#embed "kernels/panel_lu.cu"
+    , '\n',
+#embed "kernels/panel_qr.cu"
     , '\0'};
 
 const char *const cuda_kernel_source = kernel_source;
