@@ -42,6 +42,10 @@ static const char kernel_source[] = {
     , '\n',
 #embed "kernels/narrow.cu"
     , '\n',
+#embed "kernels/shrink.cu"
+    , '\n',
+#embed "kernels/expand.cu"
+    , '\n',
 #embed "kernels/pairs.cu"
     , '\n',
 #embed "kernels/panel_lu.cu"

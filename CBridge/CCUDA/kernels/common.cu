@@ -108,57 +108,88 @@ LR_DEVICE void lr_split_position(long long position, long long columns, long lon
 
 // MARK: Groups of elements
 
-/// Where the elements of a group lie side by side and begin at a multiple of 16 bytes, they are read and written 16 bytes at a
+/// Neighbours in a row. Where they lie side by side and begin at a multiple of 16 bytes, they are read and written 16 bytes at a
 /// time.
-template <class Element> struct __align__(16) lr_group { Element at[LR_GROUP]; };
+template <class Element, int size = LR_GROUP> struct __align__(16) lr_group { Element at[size]; };
 
 struct __align__(16) lr_quad { unsigned at[4]; };
 
-template <class Element> LR_DEVICE bool lr_is_group(const Element *first, long long stride, int count) {
-  return count == LR_GROUP && stride == 1 && (unsigned long long)first % 16 == 0;
+template <class Element, int size> LR_DEVICE bool lr_is_group(const Element *first, long long stride, long long count) {
+  return size * sizeof(Element) % 16 == 0 && count >= size && stride == 1 && (unsigned long long)first % 16 == 0;
 }
 
-/// The `count` elements from (i, j) on, and zeros.
-template <class Scalar, class Element>
-LR_DEVICE void lr_load_elements(Scalar (&to)[LR_GROUP], const lr_view &view, long long i, long long j, int count) {
+/// How many elements of a view follow from (i, j) on, which may be outside of it.
+LR_DEVICE long long lr_count_from(const lr_view &view, long long i, long long j) {
+  return i < view.rows ? view.columns - j : 0;
+}
+
+/// The first `count` elements from (i, j) on, and zeros.
+template <class Element, int size>
+LR_DEVICE void lr_read_group(lr_group<Element, size> &to, const lr_view &view, long long i, long long j, long long count) {
   const Element *first = (const Element *)view.address + i * view.row_stride + j * view.column_stride;
-  lr_group<Element> group;
-  if (lr_is_group(first, view.column_stride, count)) {
+  if (lr_is_group<Element, size>(first, view.column_stride, count)) {
 #pragma unroll
-    for (unsigned k = 0; k < sizeof(group) / 16; k++) ((lr_quad *)&group)[k] = ((const lr_quad *)first)[k];
+    for (unsigned k = 0; k < sizeof(to) / 16; k++) ((lr_quad *)&to)[k] = ((const lr_quad *)first)[k];
   } else {
 #pragma unroll
-    for (int q = 0; q < LR_GROUP; q++) group.at[q] = q < count ? first[q * view.column_stride] : Element{};
+    for (int q = 0; q < size; q++) to.at[q] = q < count ? first[q * view.column_stride] : Element{};
   }
-#pragma unroll
-  for (int q = 0; q < LR_GROUP; q++) to[q] = lr_value<Scalar>(group.at[q]);
 }
 
-template <class Scalar>
-LR_DEVICE void lr_load_group(Scalar (&to)[LR_GROUP], const lr_view &view, long long i, long long j, int count) {
-  LR_WITH_ELEMENT(view.type, lr_load_elements<Scalar, Element>(to, view, i, j, count));
-}
-
-template <class Scalar, class Element>
-LR_DEVICE void lr_store_elements(const lr_view &view, long long i, long long j, int count, const Scalar (&values)[LR_GROUP]) {
+template <class Element, int size>
+LR_DEVICE void lr_write_group(
+    const lr_view &view, long long i, long long j, long long count, const lr_group<Element, size> &group) {
   Element *first = (Element *)view.address + i * view.row_stride + j * view.column_stride;
-  lr_group<Element> group;
-#pragma unroll
-  for (int q = 0; q < LR_GROUP; q++) lr_assign(group.at[q], values[q]);
-  if (lr_is_group(first, view.column_stride, count)) {
+  if (lr_is_group<Element, size>(first, view.column_stride, count)) {
 #pragma unroll
     for (unsigned k = 0; k < sizeof(group) / 16; k++) ((lr_quad *)first)[k] = ((const lr_quad *)&group)[k];
   } else {
 #pragma unroll
-    for (int q = 0; q < LR_GROUP; q++) {
+    for (int q = 0; q < size; q++) {
       if (q < count) first[q * view.column_stride] = group.at[q];
     }
   }
 }
 
-template <class Scalar>
-LR_DEVICE void lr_store_group(const lr_view &view, long long i, long long j, int count, const Scalar (&values)[LR_GROUP]) {
-  LR_WITH_ELEMENT(view.type, lr_store_elements<Scalar, Element>(view, i, j, count, values));
+template <class Element, class Scalar, int size>
+LR_DEVICE void lr_load_elements(Scalar (&to)[size], const lr_view &view, long long i, long long j, long long count) {
+  lr_group<Element, size> group;
+  lr_read_group(group, view, i, j, count);
+#pragma unroll
+  for (int q = 0; q < size; q++) to[q] = lr_value<Scalar>(group.at[q]);
+}
+
+template <class Element, class Scalar, int size>
+LR_DEVICE void lr_store_elements(const lr_view &view, long long i, long long j, long long count, const Scalar (&values)[size]) {
+  lr_group<Element, size> group;
+#pragma unroll
+  for (int q = 0; q < size; q++) lr_assign(group.at[q], values[q]);
+  lr_write_group(view, i, j, count, group);
+}
+
+/// As lr_read_group, for a view of any type.
+template <class Scalar, int size>
+LR_DEVICE void lr_load_group(Scalar (&to)[size], const lr_view &view, long long i, long long j, long long count) {
+  LR_WITH_ELEMENT(view.type, lr_load_elements<Element>(to, view, i, j, count));
+}
+
+template <class Scalar, int size>
+LR_DEVICE void lr_store_group(const lr_view &view, long long i, long long j, long long count, const Scalar (&values)[size]) {
+  LR_WITH_ELEMENT(view.type, lr_store_elements<Element>(view, i, j, count, values));
+}
+
+/// c = alpha * sums + beta * c; c is not read where beta is 0.
+template <class Scalar, int size>
+LR_DEVICE void lr_update_group(
+    const lr_view &c, long long i, long long j, long long count, Scalar alpha, Scalar (&sums)[size], Scalar beta) {
+  Scalar old[size] = {};
+  if (beta != 0) lr_load_group(old, c, i, j, count);
+#pragma unroll
+  for (int q = 0; q < size; q++) {
+    sums[q] *= alpha;
+    if (beta != 0) sums[q] += beta * old[q];
+  }
+  lr_store_group(c, i, j, count, sums);
 }
 
 /// For each group of a view, with the row and column that it begins at and its number of elements, by `threads` threads of which
