@@ -152,30 +152,25 @@ typedef lr_expand_arguments lr_expand_64_arguments;
 typedef lr_expand_arguments lr_expand_float32_arguments;
 typedef lr_expand_arguments lr_expand_float64_arguments;
 
-/// c = alpha * the sum over slices of partials[slice, i, j] + beta * c.
-typedef struct lr_sum_slices_arguments {
-  lr_view c;
-  unsigned long long partials;
-  long long slices;
-  double alpha, beta;
-  int type, unused;
-} lr_sum_slices_arguments;
-
 enum { LR_TERMS = 3 };
 
-/// target[i, t * columns + j] = term t of source[i, j] * scale, where the terms are of a 16-bit type and add up to it. The scale
-/// is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of float16; 1 without an address.
+/// target = the first of LR_TERMS terms of source * scale, and the others `step` elements further on each; they are of a 16-bit
+/// type and add up to it. The scale is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of float16;
+/// 1 without an address.
 typedef struct lr_split_terms_arguments {
   lr_view source, target;
   unsigned long long magnitude;
+  long long step;
 } lr_split_terms_arguments;
 
-/// c = alpha / scale * the sum over t of terms[i, t * columns + j] + beta * c, with the scale of lr_split_terms.
-typedef struct lr_sum_terms_arguments {
-  lr_view terms, c;
+/// c = alpha / scale * the sum of `slices` slices + beta * c, with the scale of lr_split_terms. Slices are of float32 or float64,
+/// and `step` elements apart.
+typedef struct lr_sum_slices_arguments {
+  lr_view c, slice;
   unsigned long long magnitude;
+  long long slices, step;
   double alpha, beta;
-} lr_sum_terms_arguments;
+} lr_sum_slices_arguments;
 
 /// Rows of g that a block of lr_multiply_pair_... takes. Of columns of g it takes LR_PAIR_SUMS / width times 64 for 16-bit
 /// numbers, where b and h have up to `width` columns; for others, up to LR_PAIR_NARROW columns, LR_PAIR_CHUNKS_.. times 64.

@@ -83,6 +83,9 @@ template <class Scalar> LR_DEVICE void lr_store(const lr_view &view, long long i
 
 template <class Scalar> LR_DEVICE bool lr_is_finite(Scalar value) { return value - value == 0; }
 
+/// In bytes.
+LR_DEVICE int lr_element_size(int type) { return type == LR_FLOAT64 ? 8 : type == LR_FLOAT32 ? 4 : 2; }
+
 // All threads of all blocks go through the positions row * columns + column of a view side by side.
 
 LR_DEVICE long long lr_first_position() { return (long long)blockIdx.x * LR_THREADS + threadIdx.x; }

@@ -26,6 +26,13 @@ LR_DEVICE lr_view lr_transposed(const lr_view &view) {
   return result;
 }
 
+/// What lies `elements` further on.
+LR_DEVICE lr_view lr_slice(const lr_view &view, long long elements) {
+  lr_view result = view;
+  result.address += elements * lr_element_size(view.type);
+  return result;
+}
+
 /// Whether this is the last of a column of blocks to get here, which then sees what the others have written. Of each column
 /// there is a counter, which is zero before and after.
 LR_DEVICE bool lr_is_last_slice(unsigned long long counters) {
@@ -113,29 +120,10 @@ LR_KERNEL(lr_multiply_float32) { lr_multiply_tile<float>(arguments); }
 
 LR_KERNEL(lr_multiply_float64) { lr_multiply_tile<double>(arguments); }
 
-template <class Scalar> LR_DEVICE void lr_sum_slices_of(const lr_sum_slices_arguments &arguments) {
-  const lr_view &c = arguments.c;
-  const Scalar *partials = (const Scalar *)arguments.partials;
-  LR_FOR_EACH_ELEMENT(c, position, i, j) {
-    Scalar sum = 0;
-    for (long long slice = 0; slice < arguments.slices; slice++) sum += partials[slice * c.rows * c.columns + position];
-    Scalar value = (Scalar)arguments.alpha * sum;
-    if (arguments.beta != 0) value += (Scalar)arguments.beta * lr_load<Scalar>(c, i, j);
-    lr_store(c, i, j, value);
-  }
-}
-
-LR_KERNEL(lr_sum_slices) {
-  if (arguments.type == LR_FLOAT64) {
-    lr_sum_slices_of<double>(arguments);
-  } else {
-    lr_sum_slices_of<float>(arguments);
-  }
-}
-
 // MARK: A float32 block as 16-bit terms, for products with a 16-bit matrix on tensor cores
 
-/// The power of two that moves a magnitude into [2^14, 2^15), below the largest float16; 1 for zero and what is not finite.
+/// The power of two that moves a magnitude into [2^14, 2^15), below the largest float16; 1 for zero, for what is not finite, and
+/// without an address.
 LR_DEVICE double lr_term_scale(unsigned long long magnitude) {
   double value = magnitude == 0 ? 0 : *(const double *)magnitude;
   if (value == 0 || !lr_is_finite(value)) return 1;
@@ -147,27 +135,46 @@ LR_DEVICE double lr_term_scale(unsigned long long magnitude) {
 
 LR_KERNEL(lr_split_terms) {
   double scale = lr_term_scale(arguments.magnitude);
-  LR_FOR_EACH_ELEMENT(arguments.source, position, i, j) {
-    float rest = (float)(scale * lr_load<double>(arguments.source, i, j));
+  LR_FOR_EACH_GROUP(arguments.source, i, j, count) {
+    double values[LR_GROUP];
+    float rest[LR_GROUP], terms[LR_GROUP];
+    lr_load_group(values, arguments.source, i, j, count);
+#pragma unroll
+    for (int q = 0; q < LR_GROUP; q++) rest[q] = (float)(scale * values[q]);
     for (int t = 0; t < LR_TERMS; t++) {
-      // Of bfloat16 the upper half: 8 of 24 bits a term, and no rounding up to infinity.
-      float term = arguments.target.type == LR_BFLOAT16 ? __uint_as_float(__float_as_uint(rest) & 0xffff0000u)
-                                                        : lr_from_float16(lr_to_float16(rest));
-      if (!lr_is_finite(rest)) term = rest;
-      lr_store(arguments.target, i, t * arguments.source.columns + j, term);
-      rest = lr_is_finite(rest) ? rest - term : 0;
+#pragma unroll
+      for (int q = 0; q < LR_GROUP; q++) {
+        // Of bfloat16 the upper half: 8 of 24 bits a term, and no rounding up to infinity.
+        float term = arguments.target.type == LR_BFLOAT16 ? __uint_as_float(__float_as_uint(rest[q]) & 0xffff0000u)
+                                                          : lr_from_float16(lr_to_float16(rest[q]));
+        terms[q] = lr_is_finite(rest[q]) ? term : rest[q];
+        rest[q] = lr_is_finite(rest[q]) ? rest[q] - term : 0;
+      }
+      lr_store_group(lr_slice(arguments.target, t * arguments.step), i, j, count, terms);
     }
   }
 }
 
-LR_KERNEL(lr_sum_terms) {
-  const lr_view &c = arguments.c;
-  float factor = (float)(arguments.alpha / lr_term_scale(arguments.magnitude));
-  LR_FOR_EACH_ELEMENT(c, position, i, j) {
-    float sum = 0;
-    for (int t = LR_TERMS - 1; t >= 0; t--) sum += lr_load<float>(arguments.terms, i, t * c.columns + j);
-    float value = factor * sum;
-    if (arguments.beta != 0) value += (float)arguments.beta * lr_load<float>(c, i, j);
-    lr_store(c, i, j, value);
+// MARK: Sums of slices
+
+template <class Scalar> LR_DEVICE void lr_sum_slices_of(const lr_sum_slices_arguments &arguments) {
+  Scalar alpha = (Scalar)(arguments.alpha / lr_term_scale(arguments.magnitude)), beta = (Scalar)arguments.beta;
+  LR_FOR_EACH_GROUP(arguments.c, i, j, count) {
+    Scalar sums[LR_GROUP] = {}, others[LR_GROUP];
+    // The terms of a number are added from the smallest one on.
+    for (long long slice = arguments.slices - 1; slice >= 0; slice--) {
+      lr_load_elements<Scalar>(others, lr_slice(arguments.slice, slice * arguments.step), i, j, count);
+#pragma unroll
+      for (int q = 0; q < LR_GROUP; q++) sums[q] += others[q];
+    }
+    lr_update_group(arguments.c, i, j, count, alpha, sums, beta);
+  }
+}
+
+LR_KERNEL(lr_sum_slices) {
+  if (arguments.slice.type == LR_FLOAT64) {
+    lr_sum_slices_of<double>(arguments);
+  } else {
+    lr_sum_slices_of<float>(arguments);
   }
 }

@@ -70,8 +70,8 @@ LR_DEVICE void lr_split_line(const lr_line<pieces> &line, int type, lr_quad (&to
 LR_DEVICE void lr_prefetch(const lr_view &view, long long i, long long j) {
 #ifndef LR_HOST
   if (i >= view.rows || j >= view.columns) return;
-  int size = view.type == LR_FLOAT64 ? 8 : view.type == LR_FLOAT32 ? 4 : 2;
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(view.address + (i * view.row_stride + j * view.column_stride) * size));
+  long long offset = (i * view.row_stride + j * view.column_stride) * lr_element_size(view.type);
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(view.address + offset));
 #endif
 }
 

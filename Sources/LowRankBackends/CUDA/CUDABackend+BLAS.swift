@@ -64,8 +64,13 @@ extension CUDABackend {
         let isLarge = a.rows >= 4 * b.columns && a.rows * a.columns >= 1 << 14
         guard isLarge, a.type.size == 2, b.type == .float32, c.type != .float64, BLASOperand(a) != nil else { return false }
         let count = Int(LR_TERMS)
-        let terms = try makeMatrix(rows: b.rows, columns: count * b.columns, type: a.type, order: .columnMajor).view
-        let sums = try makeMatrix(rows: a.rows, columns: count * b.columns, type: .float32, order: .columnMajor).view
+        // As b and c lie in memory.
+        let terms = try makeMatrix(
+            rows: b.rows, columns: count * b.columns, type: a.type, order: b.runsAlongColumns ? .columnMajor : .rowMajor
+        ).view
+        let sums = try makeMatrix(
+            rows: a.rows, columns: count * b.columns, type: .float32, order: c.runsAlongColumns ? .columnMajor : .rowMajor
+        ).view
         // The range of bfloat16 is float32's; float16 needs a scale.
         if a.type == .bfloat16 {
             return try multiply(a, b, terms: terms, sums: sums, magnitude: 0, alpha: alpha, beta: beta, into: c)
@@ -80,12 +85,16 @@ extension CUDABackend {
         _ a: MatrixView, _ b: MatrixView, terms: MatrixView, sums: MatrixView, magnitude: lr_cuda_address, alpha: Double,
         beta: Double, into c: MatrixView
     ) throws(LowRankError) -> Bool {
-        let split = lr_split_terms_arguments(source: b.onDevice, target: terms.onDevice, magnitude: magnitude)
-        try session.launch(.splitTerms, split, elements: b.rows * b.columns)
+        let (term, sum) = (terms[columns: 0..<b.columns], sums[columns: 0..<b.columns])
+        let source = term.runsAlongColumns ? b.transposed : b
+        let split = lr_split_terms_arguments(
+            source: source.onDevice, target: term.lines.onDevice, magnitude: magnitude,
+            step: Int64(b.columns * terms.columnStride))
+        try session.launch(.splitTerms, split, elements: source.groups)
         guard try multiplyWithBLAS(alpha: 1, a, terms, beta: 0, into: sums) else { return false }
-        let sum = lr_sum_terms_arguments(
-            terms: sums.onDevice, c: c.onDevice, magnitude: magnitude, alpha: alpha, beta: beta)
-        try session.launch(.sumTerms, sum, elements: c.rows * c.columns)
+        try sumSlices(
+            sum, count: Int(LR_TERMS), step: b.columns * sums.columnStride, magnitude: magnitude, alpha: alpha, beta: beta,
+            into: c)
         return true
     }
 }

@@ -69,14 +69,20 @@ extension CUDABackend {
         }
     }
 
-    /// `c = alpha * the sum of slices + beta * c`, for slices of c's shape, row-major and one after the other.
+    /// `c = alpha / scale * the sum of slices + beta * c`.
+    /// - Parameters:
+    ///   - slice: The first one; the others are `step` elements further on each.
+    ///   - magnitude: Of what has been split into terms that are summed, where a scale depends on it.
     func sumSlices(
-        _ slices: UnsafeMutableRawPointer, count: Int, _ type: ScalarType, alpha: Double, beta: Double, into c: MatrixView
+        _ slice: MatrixView, count: Int, step: Int, magnitude: lr_cuda_address = 0, alpha: Double, beta: Double,
+        into c: MatrixView
     ) throws(LowRankError) {
+        // Neighbouring threads read along the rows of slices.
+        let target = slice.runsAlongColumns ? c.transposed : c
         let arguments = lr_sum_slices_arguments(
-            c: c.onDevice, partials: slices.cudaAddress, slices: Int64(count), alpha: alpha, beta: beta,
-            type: type.rawValue, unused: 0)
-        try session.launch(.sumSlices, arguments, elements: c.rows * c.columns)
+            c: target.onDevice, slice: slice.lines.onDevice, magnitude: magnitude, slices: Int64(count), step: Int64(step),
+            alpha: alpha, beta: beta)
+        try session.launch(.sumSlices, arguments, elements: target.groups)
     }
 }
 

@@ -35,8 +35,13 @@ extension CUDABackend {
                     g: g.onDevice, b: b.onDevice, h: h.onDevice, p_partials: pParts.cudaAddress,
                     d_partials: dParts.cudaAddress)
                 try session.launch(kernel.kernel, arguments, blocks: (columnBlocks, rowBlocks, 1))
-                try sumSlices(pParts, count: columnBlocks, kernel.type, alpha: 1, beta: 0, into: p)
-                try sumSlices(dParts, count: rowBlocks, kernel.type, alpha: alpha, beta: 0, into: d)
+                for (parts, count, alpha, target) in [(pParts, columnBlocks, 1, p), (dParts, rowBlocks, alpha, d)] {
+                    let part = MatrixView(
+                        address: parts, type: kernel.type, rows: target.rows, columns: target.columns,
+                        rowStride: target.columns, columnStride: 1, owner: nil)
+                    try sumSlices(
+                        part, count: count, step: target.rows * target.columns, alpha: alpha, beta: 0, into: target)
+                }
             }
         }
         return true

@@ -41,7 +41,6 @@ enum CUDAKernel: String, CaseIterable {
     case multiplyPairFloat32 = "lr_multiply_pair_float32"
     case multiplyPairFloat64 = "lr_multiply_pair_float64"
     case splitTerms = "lr_split_terms"
-    case sumTerms = "lr_sum_terms"
 }
 
 /// The kernels compiled for one device and loaded into its context, which must be current. They stay loaded.
