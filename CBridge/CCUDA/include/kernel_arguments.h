@@ -154,8 +154,8 @@ typedef lr_expand_arguments lr_expand_float64_arguments;
 
 enum { LR_TERMS = 3 };
 
-/// target = the first of LR_TERMS terms of source * scale, and the others `step` elements further on each; they are of a 16-bit
-/// type and add up to it. The scale is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of float16;
+/// target = the first of LR_TERMS terms of source * scale, and the others `step` columns further on each; they are of a 16-bit type
+/// and add up to it. The scale is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of float16;
 /// 1 without an address.
 typedef struct lr_split_terms_arguments {
   lr_view source, target;
@@ -164,7 +164,7 @@ typedef struct lr_split_terms_arguments {
 } lr_split_terms_arguments;
 
 /// c = alpha / scale * the sum of `slices` slices + beta * c, with the scale of lr_split_terms. Slices are of float32 or float64,
-/// and `step` elements apart.
+/// and `step` columns apart.
 typedef struct lr_sum_slices_arguments {
   lr_view c, slice;
   unsigned long long magnitude;

@@ -26,13 +26,6 @@ LR_DEVICE lr_view lr_transposed(const lr_view &view) {
   return result;
 }
 
-/// What lies `elements` further on.
-LR_DEVICE lr_view lr_slice(const lr_view &view, long long elements) {
-  lr_view result = view;
-  result.address += elements * lr_element_size(view.type);
-  return result;
-}
-
 /// Whether this is the last of a column of blocks to get here, which then sees what the others have written. Of each column
 /// there is a counter, which is zero before and after.
 LR_DEVICE bool lr_is_last_slice(unsigned long long counters) {
@@ -150,7 +143,7 @@ LR_KERNEL(lr_split_terms) {
         terms[q] = lr_is_finite(rest[q]) ? term : rest[q];
         rest[q] = lr_is_finite(rest[q]) ? rest[q] - term : 0;
       }
-      lr_store_group(lr_slice(arguments.target, t * arguments.step), i, j, count, terms);
+      lr_store_group(arguments.target, i, j + t * arguments.step, count, terms);
     }
   }
 }
@@ -163,7 +156,7 @@ template <class Scalar> LR_DEVICE void lr_sum_slices_of(const lr_sum_slices_argu
     Scalar sums[LR_GROUP] = {}, others[LR_GROUP];
     // The terms of a number are added from the smallest one on.
     for (long long slice = arguments.slices - 1; slice >= 0; slice--) {
-      lr_load_elements<Scalar>(others, lr_slice(arguments.slice, slice * arguments.step), i, j, count);
+      lr_load_elements<Scalar>(others, arguments.slice, i, j + slice * arguments.step, count);
 #pragma unroll
       for (int q = 0; q < LR_GROUP; q++) sums[q] += others[q];
     }

@@ -71,7 +71,7 @@ extension CUDABackend {
 
     /// `c = alpha / scale * the sum of slices + beta * c`.
     /// - Parameters:
-    ///   - slice: The first one; the others are `step` elements further on each.
+    ///   - slice: The first one, whose rows or columns have no gaps; the others are `step` elements further on each.
     ///   - magnitude: Of what has been split into terms that are summed, where a scale depends on it.
     func sumSlices(
         _ slice: MatrixView, count: Int, step: Int, magnitude: lr_cuda_address = 0, alpha: Double, beta: Double,
