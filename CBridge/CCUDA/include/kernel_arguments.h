@@ -72,9 +72,9 @@ typedef struct lr_upper_triangle_arguments {
 
 enum { LR_MAX_MAGNITUDE = 0, LR_SQUARED_NORM = 1, LR_LARGEST_COLUMN_SQUARE = 2, LR_ELEMENTS = 3, LR_REDUCTIONS = 8 };
 
-/// For each layer of blocks: results[layer][block] = the largest magnitude (NaN where one is not finite), the sum of squares, or the
-/// largest sum of squares of a column (not finite where an element is not) of what a block takes of a source; of LR_ELEMENTS all
-/// of its elements, row by row. float64; a layer has `blocks` that do something.
+/// For each layer of blocks: results[layer][block] = the largest magnitude (NaN where one is not finite), the sum of squares,
+/// or the largest sum of squares of a column (not finite where an element is not) of what a block takes of a source; of
+/// LR_ELEMENTS all of its elements, row by row. float64; a layer has `blocks` that do something.
 typedef struct lr_reduce_arguments {
   lr_view sources[LR_REDUCTIONS];
   unsigned long long results[LR_REDUCTIONS];
@@ -115,10 +115,11 @@ typedef struct lr_sum_chunks_arguments {
   double alpha;
 } lr_sum_chunks_arguments;
 
-/// c = alpha * a b + beta * c; c is not read where beta is 0. lr_multiply_terms takes alpha * a diag(factors) b, where an address
-/// of 0 is ones, and `factors` is a column. Each layer of blocks sums `slice_depth` terms. Where there are several, `partials`
-/// has room for the sums of each, of the kernel's type, and of `counters`, 32-bit zeros that are zeros again afterwards,
-/// there is one for each block of a layer. A block of lr_shrink_... takes all columns and 64 rows of c, or 128 where a is of 16 bits.
+/// c = alpha * a b + beta * c; c is not read where beta is 0. lr_multiply_terms takes alpha * a diag(factors) b, where an
+/// address of 0 is ones, and `factors` is a column. Each layer of blocks sums `slice_depth` terms. Where there are several,
+/// `partials` has room for the sums of each, of the kernel's type, and of `counters`, 32-bit zeros that are zeros again
+/// afterwards, there is one for each block of a layer. A block of lr_shrink_... takes all columns and 64 rows of c, or 128
+/// where a is of 16 bits.
 typedef struct lr_multiply_arguments {
   lr_view a, b, c, factors;
   double alpha, beta;
@@ -154,17 +155,17 @@ typedef lr_expand_arguments lr_expand_float64_arguments;
 
 enum { LR_TERMS = 3 };
 
-/// target = the first of LR_TERMS terms of source * scale, and the others `step` columns further on each; they are of a 16-bit type
-/// and add up to it. The scale is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of float16;
-/// 1 without an address.
+/// target = the first of LR_TERMS terms of source * scale, and the others `step` columns further on each; they are of a 16-bit
+/// type and add up to it. The scale is a power of two that moves `magnitude[0]`, the largest of source, to the upper end of
+/// float16; 1 without an address.
 typedef struct lr_split_terms_arguments {
   lr_view source, target;
   unsigned long long magnitude;
   long long step;
 } lr_split_terms_arguments;
 
-/// c = alpha / scale * the sum of `slices` slices + beta * c, with the scale of lr_split_terms. Slices are of float32 or float64,
-/// and `step` columns apart.
+/// c = alpha / scale * the sum of `slices` slices + beta * c, with the scale of lr_split_terms. Slices are of float32 or
+/// float64, and `step` columns apart.
 typedef struct lr_sum_slices_arguments {
   lr_view c, slice;
   unsigned long long magnitude;
@@ -176,8 +177,8 @@ typedef struct lr_sum_slices_arguments {
 /// numbers, where b and h have up to `width` columns; for others, up to LR_PAIR_NARROW columns, LR_PAIR_CHUNKS_.. times 64.
 enum { LR_PAIR_ROWS = 256, LR_PAIR_SUMS = 256, LR_PAIR_NARROW = 8, LR_PAIR_CHUNKS_32 = 2, LR_PAIR_CHUNKS_64 = 1 };
 
-/// p = g b and d = g' h, in parts: p_partials[block.x, i, j] is the sum over the columns, d_partials[block.y, i, j] that over the
-/// rows of g that a block takes. Rows of a 16-bit g begin at multiples of 16 bytes and have no gaps.
+/// p = g b and d = g' h, in parts: p_partials[block.x, i, j] is the sum over the columns, d_partials[block.y, i, j] that over
+/// the rows of g that a block takes. Rows of a 16-bit g begin at multiples of 16 bytes and have no gaps.
 typedef struct lr_multiply_pair_arguments {
   lr_view g, b, h;
   unsigned long long p_partials, d_partials;
@@ -198,12 +199,12 @@ typedef struct lr_unit_lower_arguments {
 /// a panel's rows.
 enum { LR_PANEL_COLUMNS = 64, LR_WIDE_COLUMNS = 256, LR_PANEL_TILE = 1024 };
 
-/// A step of a QR of a panel, where a block takes `rows` of source. Without `parts`: next_grams[block] = X' X of a block's rows X.
-/// Else target = source R^-1 for the Cholesky factor R of the sum of `parts` Gram matrices, r = R, and next_grams that of target.
-/// Without next_grams, in the last step, target's columns have the signs of Householder's method, and triangle = their R r; a
-/// block more than for the rows writes that, and source is row-major float64 without gaps. Gram matrices and r are row-major float64 [n, n] without gaps, Gram matrices in
-/// their upper triangle only. status[0] becomes 0, or 1 where a pivot is at most `smallest` times its diagonal element or a sign
-/// could be either: nothing else that is written is right then.
+/// A step of a QR of a panel, where a block takes `rows` of source. Without `parts`: next_grams[block] = X' X of a block's rows
+/// X. Else target = source R^-1 for the Cholesky factor R of the sum of `parts` Gram matrices, r = R, and next_grams that of
+/// target. Without next_grams, in the last step, target's columns have the signs of Householder's method, and triangle = their
+/// R r; a block more than for the rows writes that, and source is row-major float64 without gaps. Gram matrices and r are
+/// row-major float64 [n, n] without gaps, Gram matrices in their upper triangle only. status[0] becomes 0, or 1 where a pivot
+/// is at most `smallest` times its diagonal element or a sign could be either: nothing else that is written is right then.
 typedef struct lr_panel_arguments {
   lr_view source, target, triangle;
   unsigned long long grams, next_grams, r, status;
@@ -221,10 +222,10 @@ typedef struct lr_lu_candidate {
   int row, place;
 } lr_lu_candidate;
 
-/// A step of an LU of `panel` [m, n], whose rows stay where they are: places[i] is where row i of the panel belongs. Before column
-/// 0 (column = -1) panel = source, which may be the same. For a column the row of the largest candidate becomes the pivot row,
-/// pivots[column] its place before that, diagonal[column] its element, and the rows that have no place yet are eliminated. Each block
-/// proposes a candidate for the column that follows.
+/// A step of an LU of `panel` [m, n], whose rows stay where they are: places[i] is where row i of the panel belongs. Before
+/// column 0 (column = -1) panel = source, which may be the same. For a column the row of the largest candidate becomes the
+/// pivot row, pivots[column] its place before that, diagonal[column] its element, and the rows that have no place yet are
+/// eliminated. Each block proposes a candidate for the column that follows.
 typedef struct lr_lu_column_arguments {
   lr_view source, panel;
   unsigned long long candidates, next_candidates, places, pivots, diagonal;
@@ -238,8 +239,8 @@ typedef struct lr_place_rows_arguments {
 } lr_place_rows_arguments;
 
 /// Cholesky, by one block: factor is the upper triangular R with R' R = matrix, and inverse its inverse. All are row-major
-/// float64 [n, n] without gaps; matrix is overwritten. status[0] becomes 1 where a pivot is at most `smallest` times its diagonal
-/// element.
+/// float64 [n, n] without gaps; matrix is overwritten. status[0] becomes 1 where a pivot is at most `smallest` times its
+/// diagonal element.
 typedef struct lr_cholesky_arguments {
   unsigned long long matrix, factor, inverse, status;
   long long size;

@@ -58,8 +58,12 @@ template <class Scalar> LR_DEVICE Scalar lr_value(lr_float16 element) { return (
 
 template <class Scalar> LR_DEVICE void lr_assign(float &element, Scalar value) { element = (float)value; }
 template <class Scalar> LR_DEVICE void lr_assign(double &element, Scalar value) { element = (double)value; }
-template <class Scalar> LR_DEVICE void lr_assign(lr_bfloat16 &element, Scalar value) { element.bits = lr_to_bfloat16((float)value); }
-template <class Scalar> LR_DEVICE void lr_assign(lr_float16 &element, Scalar value) { element.bits = lr_to_float16((float)value); }
+template <class Scalar> LR_DEVICE void lr_assign(lr_bfloat16 &element, Scalar value) {
+  element.bits = lr_to_bfloat16((float)value);
+}
+template <class Scalar> LR_DEVICE void lr_assign(lr_float16 &element, Scalar value) {
+  element.bits = lr_to_float16((float)value);
+}
 
 /// A statement for the Element of a type, so that loops inside of it choose nothing.
 #define LR_WITH_ELEMENT(type, ...)                                      \

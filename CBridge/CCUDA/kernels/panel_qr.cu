@@ -202,7 +202,9 @@ template <unsigned per> LR_DEVICE void lr_step_of_panel(const lr_panel_arguments
       for (unsigned l = 0; l < n; l++) {
         double factor = memory.square[l * stride + k];
 #pragma unroll
-        for (unsigned q = 0; q < LR_PER_TILE; q++) products[q] += memory.tile[(i + q * (LR_THREADS / side)) * stride + l] * factor;
+        for (unsigned q = 0; q < LR_PER_TILE; q++) {
+          products[q] += memory.tile[(i + q * (LR_THREADS / side)) * stride + l] * factor;
+        }
       }
       double sign = arguments.next_grams == 0 && k < n ? memory.signs[k] : 1;
       __syncthreads();
