@@ -134,15 +134,21 @@ def python_environment(**environment: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, **environment}
 
 
-def run_python(code: str, **environment: str) -> str:
-    """Run code in a fresh Python that sees the same package, and return what it printed."""
+def run_command(*command: str, cwd: Path | None = None, timeout: float = 600, **environment: str) -> str:
+    """Run a command in the environment of a fresh Python that sees the same package, and return what it printed."""
     result = subprocess.run(
-        [sys.executable, "-c", code],
+        command,
         env=python_environment(**environment),
+        cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run code in a fresh Python that sees the same package, and return what it printed."""
+    return run_command(sys.executable, "-c", code, **environment)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import ROOT, python_environment, run_python
+from support import ROOT, run_command, run_python
 
 NAMES = ("libcuda.so.1", "libcublas.so.13", "libcusolver.so.12", "libnvrtc.so.13")
 
@@ -42,11 +42,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_device_arrays(libraries: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "Tests" / "python" / "cuda")]
     # What is compiled for the double is not for the user's own processes.
-    environment = python_environment(LOWRANK_CUDA_LIBRARIES=str(libraries), LOWRANK_CUDA_CACHE="off")
-    result = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    run_command(*command, cwd=ROOT, timeout=300, LOWRANK_CUDA_LIBRARIES=str(libraries), LOWRANK_CUDA_CACHE="off")
 
 
 COMPILATIONS = """

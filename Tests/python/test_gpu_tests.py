@@ -3,26 +3,15 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
-from support import ROOT, python_environment
+from support import ROOT, run_command
 
 
 def run(*options: str) -> str:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "Tests/python/gpu"]
-    result = subprocess.run(
-        [*command, *options],
-        env=python_environment(LOWRANK_GPU_TEST_DEVICE="cpu"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    return run_command(*command, *options, cwd=ROOT, timeout=1200, LOWRANK_GPU_TEST_DEVICE="cpu")
 
 
 def test_collection() -> None:

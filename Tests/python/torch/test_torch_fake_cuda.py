@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import ROOT, python_environment
+from support import ROOT, run_command
 
 FOLDER = Path(__file__).parent
 
@@ -29,13 +29,5 @@ def test_fake_devices(tmp_path: Path) -> None:
     places = [f"-I{installed / 'include'}", f"-L{installed / 'lib'}", f"-Wl,-rpath,{installed / 'lib'}"]
     subprocess.run([*command, *places, "-lc10", "-ltorch_cpu"], check=True)
     tests = str(FOLDER / "fake_cuda_tests.py")
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, str(library), "-q", "-p", "no:cacheprovider", tests],
-        env=python_environment(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    command = [sys.executable, "-c", RUN, str(library), "-q", "-p", "no:cacheprovider", tests]
+    run_command(*command, cwd=ROOT, timeout=300)
