@@ -25,17 +25,17 @@ typedef struct lr_view {
 
 /// target = diag(row_factors) source diag(column_factors) + beta * other, which is not read where beta is 0. Factors are
 /// a column [rows, 1] and a row [1, columns]; an address of 0 is ones.
-typedef struct lr_combine_arguments {
+typedef struct lr_combination {
   lr_view source, row_factors, column_factors, other, target;
   double beta;
-} lr_combine_arguments;
+} lr_combination;
 
 enum { LR_COMBINATIONS = 4 };
 
-/// As many of lr_combine as there are layers of blocks, none of which reads what another writes.
-typedef struct lr_combine_several_arguments {
-  lr_combine_arguments parts[LR_COMBINATIONS];
-} lr_combine_several_arguments;
+/// A combination for each layer of blocks, none of which reads what another writes.
+typedef struct lr_combine_arguments {
+  lr_combination parts[LR_COMBINATIONS];
+} lr_combine_arguments;
 
 enum { LR_INDEX_CHUNK = 256, LR_VALUE_CHUNK = 256 };
 

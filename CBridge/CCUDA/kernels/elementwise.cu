@@ -1,44 +1,41 @@
 // Copyright the lowrank_swift authors. SPDX-License-Identifier: Apache-2.0
 
-template <class Scalar> LR_DEVICE void lr_combine_elements(const lr_combine_arguments &arguments) {
-  const lr_view &target = arguments.target;
+template <class Scalar> LR_DEVICE void lr_combine_elements(const lr_combination &part) {
+  const lr_view &target = part.target;
   LR_FOR_EACH_GROUP(target, i, j, count) {
     Scalar values[LR_GROUP], others[LR_GROUP];
-    lr_load_group(values, arguments.source, i, j, count);
-    if (arguments.row_factors.address != 0) {
-      Scalar factor = lr_load<Scalar>(arguments.row_factors, i, 0);
+    lr_load_group(values, part.source, i, j, count);
+    if (part.row_factors.address != 0) {
+      Scalar factor = lr_load<Scalar>(part.row_factors, i, 0);
 #pragma unroll
       for (int q = 0; q < LR_GROUP; q++) values[q] *= factor;
     }
-    if (arguments.column_factors.address != 0) {
-      lr_load_group(others, arguments.column_factors, 0, j, count);
+    if (part.column_factors.address != 0) {
+      lr_load_group(others, part.column_factors, 0, j, count);
 #pragma unroll
       for (int q = 0; q < LR_GROUP; q++) values[q] *= others[q];
     }
-    if (arguments.beta != 0) {
-      lr_load_group(others, arguments.other, i, j, count);
+    if (part.beta != 0) {
+      lr_load_group(others, part.other, i, j, count);
 #pragma unroll
-      for (int q = 0; q < LR_GROUP; q++) values[q] += (Scalar)arguments.beta * others[q];
+      for (int q = 0; q < LR_GROUP; q++) values[q] += (Scalar)part.beta * others[q];
     }
     lr_store_group(target, i, j, count, values);
   }
 }
 
-LR_DEVICE void lr_combine_one(const lr_combine_arguments &arguments) {
-  bool is_wide = arguments.source.type == LR_FLOAT64 || arguments.target.type == LR_FLOAT64 ||
-                 (arguments.beta != 0 && arguments.other.type == LR_FLOAT64) ||
-                 (arguments.row_factors.address != 0 && arguments.row_factors.type == LR_FLOAT64) ||
-                 (arguments.column_factors.address != 0 && arguments.column_factors.type == LR_FLOAT64);
+LR_KERNEL(lr_combine) {
+  const lr_combination &part = arguments.parts[blockIdx.y];
+  bool is_wide = part.source.type == LR_FLOAT64 || part.target.type == LR_FLOAT64 ||
+                 (part.beta != 0 && part.other.type == LR_FLOAT64) ||
+                 (part.row_factors.address != 0 && part.row_factors.type == LR_FLOAT64) ||
+                 (part.column_factors.address != 0 && part.column_factors.type == LR_FLOAT64);
   if (is_wide) {
-    lr_combine_elements<double>(arguments);
+    lr_combine_elements<double>(part);
   } else {
-    lr_combine_elements<float>(arguments);
+    lr_combine_elements<float>(part);
   }
 }
-
-LR_KERNEL(lr_combine) { lr_combine_one(arguments); }
-
-LR_KERNEL(lr_combine_several) { lr_combine_one(arguments.parts[blockIdx.y]); }
 
 LR_KERNEL(lr_move_rows) {
   lr_view lines = arguments.target;

@@ -6,54 +6,32 @@ extension CUDABackend {
     package func copy(
         _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, to target: MatrixView
     ) throws(LowRankError) {
-        try combine(source, rowFactors: rowFactors, columnFactors: columnFactors, beta: 0, target, into: target)
+        try combine([Combination(MatrixSum(source, to: target), rowFactors: rowFactors, columnFactors: columnFactors)])
     }
 
     package func accumulate(_ source: MatrixView, beta: Double, into target: MatrixView) throws(LowRankError) {
-        try combine(source, rowFactors: nil, columnFactors: nil, beta: beta, target, into: target)
+        try add(source, beta: beta, target, to: target)
     }
 
     package func add(_ a: MatrixView, beta: Double, _ b: MatrixView, to target: MatrixView) throws(LowRankError) {
-        try combine(a, rowFactors: nil, columnFactors: nil, beta: beta, b, into: target)
+        try add([MatrixSum(a, beta: beta, b, to: target)])
     }
 
-    private func combine(
-        _ source: MatrixView, rowFactors: MatrixView?, columnFactors: MatrixView?, beta: Double, _ other: MatrixView,
-        into target: MatrixView
-    ) throws(LowRankError) {
-        precondition(source.rows == target.rows && source.columns == target.columns, "shapes of a copy")
-        precondition(other.rows == target.rows && other.columns == target.columns, "shapes of a sum")
-        if target.isEmpty { return try session.requireNoFailure() }
-        // Neighbouring threads write neighbours in memory.
-        if target.runsAlongColumns {
-            return try combine(
-                source.transposed, rowFactors: columnFactors, columnFactors: rowFactors, beta: beta, other.transposed,
-                into: target.transposed)
-        }
-        let arguments = lr_combine_arguments(
-            source: source.onDevice, row_factors: rowFactors?.column.onDevice ?? lr_view(),
-            column_factors: columnFactors?.column.transposed.onDevice ?? lr_view(), other: other.onDevice, target: target.onDevice,
-            beta: beta)
-        try session.launch(.combine, arguments, elements: target.groups)
-    }
+    package func add(_ sums: [MatrixSum]) throws(LowRankError) { try combine(sums.map { Combination($0) }) }
 
     /// In one launch, or one for each LR_COMBINATIONS.
-    package func add(_ sums: [MatrixSum]) throws(LowRankError) {
-        let sums = sums.filter { !$0.target.isEmpty }
-        for first in stride(from: 0, to: sums.count, by: Int(LR_COMBINATIONS)) {
-            let part = sums[first..<min(first + Int(LR_COMBINATIONS), sums.count)]
-            var arguments = lr_combine_several_arguments()
+    private func combine(_ combinations: [Combination]) throws(LowRankError) {
+        for combination in combinations { combination.requireShapes() }
+        let combinations = combinations.filter { !$0.sum.target.isEmpty }
+        if combinations.isEmpty { return try session.requireNoFailure() }
+        for first in stride(from: 0, to: combinations.count, by: Int(LR_COMBINATIONS)) {
+            let layers = combinations[first..<min(first + Int(LR_COMBINATIONS), combinations.count)]
+            var arguments = lr_combine_arguments()
             withUnsafeMutableBytes(of: &arguments.parts) { parts in
-                for (i, sum) in part.enumerated() {
-                    let sum = sum.target.runsAlongColumns ? sum.transposed : sum
-                    parts.bindMemory(to: lr_combine_arguments.self)[i] = lr_combine_arguments(
-                        source: sum.a.onDevice, row_factors: lr_view(), column_factors: lr_view(),
-                        other: sum.b?.onDevice ?? lr_view(), target: sum.target.onDevice, beta: sum.b == nil ? 0 : sum.beta)
-                }
+                for (i, layer) in layers.enumerated() { parts.bindMemory(to: lr_combination.self)[i] = layer.lines.onDevice }
             }
-            let (threads, elements) = (Int(LR_THREADS), part.map { $0.target.rows * $0.target.columns }.max() ?? 0)
-            try session.launch(
-                .combineSeveral, arguments, blocks: (min((elements + threads - 1) / threads, 1 << 20), part.count, 1))
+            let groups = layers.map(\.sum.target.lines.groups).max() ?? 0
+            try session.launch(.combine, arguments, elements: groups, layers: layers.count)
         }
     }
 
@@ -188,5 +166,35 @@ extension CUDABackend {
                 try session.launch(.setValues, arguments, elements: count)
             }
         }
+    }
+}
+
+/// `target = diag(rowFactors) a diag(columnFactors) + beta * b`.
+private struct Combination {
+    let sum: MatrixSum
+    let rowFactors: MatrixView?
+    let columnFactors: MatrixView?
+
+    init(_ sum: MatrixSum, rowFactors: MatrixView? = nil, columnFactors: MatrixView? = nil) {
+        (self.sum, self.rowFactors, self.columnFactors) = (sum, rowFactors, columnFactors)
+    }
+
+    func requireShapes() {
+        for view in [sum.a, sum.b ?? sum.a] {
+            precondition(view.rows == sum.target.rows && view.columns == sum.target.columns, "shapes of a sum")
+        }
+    }
+
+    /// The same, so that neighbouring threads write neighbours in memory.
+    var lines: Self {
+        sum.target.runsAlongColumns
+            ? Self(sum.transposed, rowFactors: columnFactors, columnFactors: rowFactors) : self
+    }
+
+    var onDevice: lr_combination {
+        lr_combination(
+            source: sum.a.onDevice, row_factors: rowFactors?.column.onDevice ?? lr_view(),
+            column_factors: columnFactors?.column.transposed.onDevice ?? lr_view(), other: sum.b?.onDevice ?? lr_view(),
+            target: sum.target.onDevice, beta: sum.b == nil ? 0 : sum.beta)
     }
 }

@@ -5,7 +5,6 @@ import LowRankCore
 /// The kernels of CBridge/CCUDA/kernels, by the names of their functions.
 enum CUDAKernel: String, CaseIterable {
     case combine = "lr_combine"
-    case combineSeveral = "lr_combine_several"
     case moveRows = "lr_move_rows"
     case clear = "lr_clear"
     case fillUniform = "lr_fill_uniform"

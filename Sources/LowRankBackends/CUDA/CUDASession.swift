@@ -155,10 +155,12 @@ final class CUDASession: @unchecked Sendable {
         try driver.check(result, kernel.rawValue)
     }
 
-    /// A kernel whose threads go through `count` elements in steps of all threads.
-    func launch<Arguments>(_ kernel: CUDAKernel, _ arguments: Arguments, elements count: Int) throws(LowRankError) {
+    /// A kernel whose threads go through `count` elements in steps of all threads of a layer.
+    func launch<Arguments>(
+        _ kernel: CUDAKernel, _ arguments: Arguments, elements count: Int, layers: Int = 1
+    ) throws(LowRankError) {
         let threads = Int(LR_THREADS)
-        try launch(kernel, arguments, blocks: (min((count + threads - 1) / threads, 1 << 20), 1, 1))
+        try launch(kernel, arguments, blocks: (min((count + threads - 1) / threads, 1 << 20), layers, 1))
     }
 
     /// cuBLAS and cuSOLVER on the stream.
